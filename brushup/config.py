@@ -1,0 +1,87 @@
+"""The settings that Brushup adds to TRL's: each is a YAML key and a flag. See recipes/*.yaml for whole examples."""
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from trl import GRPOConfig
+
+
+@dataclass
+class DataConfig:
+    """The prompts, and how the recipe compares before with after."""
+
+    train_prompts: str = field(metadata={"help": "Prompts to train on: a JSONL file with a `user_prompt` a row."})
+    validation_prompts: str = field(metadata={"help": "Held-out prompts for the before/after table, same format."})
+    validation_images_per_prompt: int = field(
+        default=1, metadata={"help": "Pictures drawn of each validation prompt and arm, at the same seeds."}
+    )
+    checker: str | None = field(
+        default=None,
+        metadata={
+            "help": "Ground truth for the before/after table, never a reward: `package.module:function` or "
+            "`path/to/file.py:function`, called with (images, scene) where `scene` is a validation column; returns "
+            "a bool for each picture. The tiny world has one."
+        },
+    )
+
+
+@dataclass
+class RenderConfig:
+    """The generator that draws every rewrite."""
+
+    generator: str = field(metadata={"help": "A diffusers text-to-image pipeline: Hub id or folder."})
+    generator_init_kwargs: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={
+            "help": "Arguments of the pipeline's `from_pretrained`, e.g. {text_encoder_3: null, tokenizer_3: null} "
+            "for Stable Diffusion 3 without T5."
+        },
+    )
+    render_kwargs: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={"help": "Arguments of the pipeline's call: num_inference_steps, guidance_scale, height, ..."},
+    )
+    render_batch_size: int = field(default=8, metadata={"help": "Pictures drawn at once."})
+    render_device: str | None = field(
+        default=None, metadata={"help": "Where to draw and to score: default cuda, else mps, else cpu."}
+    )
+    render_dtype: str = field(default="float32", metadata={"help": "The generator's torch dtype, e.g. bfloat16."})
+
+    def __post_init__(self):
+        for name in ("generator_init_kwargs", "render_kwargs"):  # flags arrive as JSON
+            value = vars(self)[name]
+            setattr(self, name, json.loads(value) if isinstance(value, str) else value or {})
+
+
+@dataclass
+class PromptEnhancerConfig(GRPOConfig):
+    """TRL's `GRPOConfig` and what `PromptEnhancerTrainer` needs besides."""
+
+    _VALID_DICT_FIELDS = GRPOConfig._VALID_DICT_FIELDS + ["reward_kwargs"]
+
+    reward_funcs: list[str] = field(
+        default_factory=lambda: ["clip"],
+        metadata={
+            "help": "Rewards by name (see rewards/__init__.py), or `package.module:attribute`, or "
+            "`path/to/file.py:attribute`. Their weights are `reward_weights`; weight 0 only monitors."
+        },
+    )
+    reward_kwargs: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={"help": "Keyword arguments of each reward: {clip: {model_name: ViT-L-14, pretrained: openai}}."},
+    )
+    images_per_prompt: int = field(
+        default=1, metadata={"help": "Pictures drawn of each rewrite (K); its image rewards are averaged over them."}
+    )
+    log_images_steps: int = field(
+        default=0, metadata={"help": "Save sample pictures to output_dir/images every so many steps; 0: never."}
+    )
+    max_failed_batches: int = field(
+        default=3,
+        metadata={"help": "Stop, on all ranks, after so many batches in a row of which no row could be scored."},
+    )
+
+    def kwargs_of_reward(self, name: str) -> dict[str, Any]:
+        """The keyword arguments that `reward_kwargs` holds for the reward `name`."""
+        return dict((self.reward_kwargs or {}).get(name, {}))

@@ -1,0 +1,90 @@
+"""The enhancer: asks a policy for rewrites, with the template and the parser that it was trained with."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
+from trl.data_utils import prepare_multimodal_messages
+
+from brushup.prompts import build_messages, parse_answer
+
+
+@dataclass(frozen=True)
+class Enhancement:
+    """A rewrite: `prompt` is what to draw; `fell_back` if the answer was malformed and it is the user's own prompt."""
+
+    user_prompt: str
+    prompt: str
+    fell_back: bool
+
+
+def vision_placeholder_ids(config: object) -> list[int]:
+    """Ids of the tokens that stand for pictures and videos; a policy that writes one breaks its own next forward."""
+    ids = (getattr(config, name, None) for name in ("image_token_id", "video_token_id"))
+    return [token for token in ids if token is not None]
+
+
+class PromptEnhancer:
+    """Rewrites prompts with a policy.
+
+    Args:
+        model: an image-text or a text model, with or without an adapter.
+        processor: its processor (image-text) or tokenizer (text).
+    """
+
+    def __init__(self, model: PreTrainedModel, processor: ProcessorMixin | PreTrainedTokenizerBase):
+        self.model = model
+        self.processor = processor
+
+    @torch.inference_mode()
+    def enhance(
+        self,
+        user_prompts: Sequence[str],
+        max_new_tokens: int = 128,
+        temperature: float = 0.7,
+        seed: int = 0,
+        batch_size: int = 32,
+    ) -> list[Enhancement]:
+        """A rewrite of each prompt.
+
+        Args:
+            temperature: of the sampling; 0 takes the likeliest token each time.
+            seed: of the sampling; the same seed, prompts and batch size give the same rewrites.
+        """
+        enhancements = []
+        was_training = self.model.training
+        self.model.eval()
+        devices = [self.model.device] if self.model.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):
+            torch.manual_seed(seed)
+            for start in range(0, len(user_prompts), batch_size):
+                some = user_prompts[start : start + batch_size]
+                for user_prompt, answer in zip(some, self._answer(some, max_new_tokens, temperature), strict=True):
+                    enhancements.append(Enhancement(user_prompt, answer or user_prompt, fell_back=answer is None))
+        self.model.train(was_training)
+        return enhancements
+
+    def _answer(self, user_prompts: Sequence[str], max_new_tokens: int, temperature: float) -> list[str | None]:
+        messages = [build_messages(prompt) for prompt in user_prompts]
+        if isinstance(self.processor, ProcessorMixin):
+            tokenizer = self.processor.tokenizer
+            messages = [prepare_multimodal_messages(conversation) for conversation in messages]
+        else:
+            tokenizer = self.processor
+        tokenizer.padding_side = "left"
+        inputs = self.processor.apply_chat_template(
+            messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt", padding=True
+        ).to(self.model.device)
+        sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+        generated = self.model.generate(
+            **inputs,
+            **(sampling if temperature else {"do_sample": False}),
+            max_new_tokens=max_new_tokens,
+            suppress_tokens=vision_placeholder_ids(self.model.config) or None,
+        )[:, inputs["input_ids"].shape[1] :]
+        ends = self.model.generation_config.eos_token_id
+        ends = torch.tensor(ends if isinstance(ends, list) else [ends], device=generated.device)
+        finished = torch.isin(generated, ends).any(dim=1).tolist()
+        texts = tokenizer.batch_decode(generated, skip_special_tokens=True)
+        return [parse_answer(text, done) for text, done in zip(texts, finished, strict=True)]

@@ -1,0 +1,59 @@
+"""Pictures side by side on one sheet, each with a line of text."""
+
+from collections.abc import Sequence
+
+from PIL import Image, ImageDraw, ImageFont
+
+
+CELL = 160  # pixels, the width and height of a picture on the sheet
+GAP = 12
+TEXT_LINES = 3
+
+
+def _wrap(text: str, font: ImageFont.FreeTypeFont, width: int, lines: int) -> str:
+    """`text` broken into at most `lines` lines of `width` pixels; what does not fit is cut off with an ellipsis."""
+    done: list[str] = []
+    line = ""
+    words = text.split()
+    for index, word in enumerate(words):
+        longer = f"{line} {word}".strip()
+        if font.getlength(longer) <= width or not line:
+            line = longer
+            continue
+        if len(done) == lines - 1:
+            while line and font.getlength(line + "…") > width:
+                line = line[:-1]
+            return "\n".join([*done, line + "…"])
+        done.append(line)
+        line = words[index]
+    return "\n".join([*done, line])
+
+
+def labelled_grid(
+    lines: Sequence[tuple[str, Sequence[tuple[Image.Image, str]]]], columns: Sequence[str] = ()
+) -> Image.Image:
+    """A sheet with a line for each prompt and, in each line, its pictures.
+
+    Args:
+        lines: (the line's title, its (picture, caption)s).
+        columns: headings over the pictures.
+    """
+    title_font, font = ImageFont.load_default(15), ImageFont.load_default(12)
+    width = GAP + max(len(cells) for _, cells in lines) * (CELL + GAP)
+    head = 28 if columns else GAP
+    height_of_line = 26 + CELL + 4 + TEXT_LINES * 16 + GAP
+    sheet = Image.new("RGB", (width, head + len(lines) * height_of_line), "white")
+    draw = ImageDraw.Draw(sheet)
+    for index, column in enumerate(columns):
+        draw.text((GAP + index * (CELL + GAP), 8), column, fill="#666666", font=font)
+    for number, (title, cells) in enumerate(lines):
+        top = head + number * height_of_line
+        draw.text((GAP, top), _wrap(title, title_font, width - 2 * GAP, 1), fill="#111111", font=title_font)
+        for index, (image, caption) in enumerate(cells):
+            left = GAP + index * (CELL + GAP)
+            smooth = Image.Resampling.NEAREST if image.width < CELL else Image.Resampling.LANCZOS
+            sheet.paste(image.convert("RGB").resize((CELL, CELL), smooth), (left, top + 26))
+            draw.rectangle((left, top + 26, left + CELL - 1, top + 25 + CELL), outline="#cccccc")
+            text = _wrap(caption, font, CELL, TEXT_LINES)
+            draw.multiline_text((left, top + 30 + CELL), text, fill="#333333", font=font, spacing=3)
+    return sheet

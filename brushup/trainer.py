@@ -1,0 +1,184 @@
+"""`PromptEnhancerTrainer`: TRL's GRPO with rewrites that are drawn, and scored against the user's original prompt."""
+
+import hashlib
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.logging import get_logger
+from accelerate.utils import gather, gather_object
+from trl import GRPOTrainer
+
+from brushup.config import PromptEnhancerConfig
+from brushup.enhancer import vision_placeholder_ids
+from brushup.grid import labelled_grid
+from brushup.prompts import parse_answer
+from brushup.rewards import is_image_reward, load_reward
+from brushup.worker import RenderJob, RenderResult
+
+
+logger = get_logger(__name__)
+
+
+def paired_seeds(run_seed: int, step: int | str, user_prompt: str, count: int) -> list[int]:
+    """The `count` seeds that every rewrite of `user_prompt` is drawn with at this step, in 0..2**32-1.
+
+    All rewrites of a group share them, so a difference in reward comes from the words and not from the noise.
+    """
+    digests = (hashlib.blake2b(f"{run_seed}|{step}|{user_prompt}|{k}".encode(), digest_size=4) for k in range(count))
+    return [int.from_bytes(digest.digest(), "big") for digest in digests]
+
+
+class ImageRewardColumn:
+    """A reward for TRL that reads, from the column `image_scores`, what the worker gave the pictures of each row."""
+
+    def __init__(self, name: str):
+        self.__name__ = name
+
+    def __call__(self, image_scores: list[dict[str, float]], **columns: Any) -> list[float]:
+        # A row without scores is malformed or failed; `_calculate_rewards` overwrites it.
+        return [scores.get(self.__name__, 0.0) for scores in image_scores]
+
+
+def mean_scores(results: list[RenderResult]) -> dict[str, float]:
+    """The mean of each image reward over the pictures of one rewrite; empty if there are none or one failed."""
+    if not results or any(result.error for result in results):
+        return {}
+    return {name: sum(r.scores[name] for r in results) / len(results) for name in results[0].scores}
+
+
+class PromptEnhancerTrainer(GRPOTrainer):
+    """GRPO (https://huggingface.co/papers/2402.03300) on prompts that a worker draws.
+
+    It overrides three methods of [`GRPOTrainer`], each of which calls the original:
+    `_generate_and_score_completions` remembers the batch's rows; `_generate` hands the rewrites to the worker as soon
+    as they exist, so that drawing goes on while the reference log-probabilities are computed; `_calculate_rewards`
+    collects the scores. A malformed answer is the policy's fault and has reward 0. A row of which the machine failed
+    a picture is left out: all its rewards are NaN, which TRL excludes from the group.
+
+    Args:
+        model: as for `GRPOTrainer`.
+        worker: has `submit(jobs, return_images) -> Future[list[RenderResult]]`.
+        args: a `PromptEnhancerConfig`; its `reward_funcs` are loaded by name.
+        **kwargs: as for `GRPOTrainer`.
+    """
+
+    _tag_names = ["trl", "grpo", "brushup"]
+
+    def __init__(self, model, worker, args: PromptEnhancerConfig, **kwargs):
+        self.text_rewards = {
+            name: load_reward(name, **args.kwargs_of_reward(name))
+            for name in args.reward_funcs
+            if not is_image_reward(name)
+        }
+        rewards = [self.text_rewards.get(name) or ImageRewardColumn(name) for name in args.reward_funcs]
+        super().__init__(model, rewards, args=args, **kwargs)
+        self.reward_func_names = list(args.reward_funcs)
+        self.worker = worker
+        self._failed_batches = 0
+        banned = vision_placeholder_ids(self.model.config)
+        if banned and not self.use_vllm:
+            self.generation_config.suppress_tokens = self.generation_kwargs["suppress_tokens"] = banned
+
+    def _generate_and_score_completions(self, inputs):
+        self._rows = inputs
+        return super()._generate_and_score_completions(inputs)
+
+    def _generate(self, prompts):
+        output = super()._generate(prompts)
+        completion_ids, completions = output[1], output[3]
+        self._rewrites = [
+            parse_answer(completion[0]["content"], finished=ids[-1] in self.eos_token_ids)
+            for completion, ids in zip(completions, completion_ids, strict=True)
+        ]
+        step = self.state.global_step if self.model.training else "validation"
+        jobs = [
+            RenderJob(rewrite, row["user_prompt"], seed)
+            for rewrite, row in zip(self._rewrites, self._rows, strict=True)
+            if rewrite is not None
+            for seed in paired_seeds(self.args.seed, step, row["user_prompt"], self.args.images_per_prompt)
+        ]
+        self._submitted = time.perf_counter()
+        self._pending = self.worker.submit(jobs, return_images=self._saves_pictures())
+        return output
+
+    def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
+        # Whatever goes wrong on this rank is kept as an error until all ranks know of it: an exception here would
+        # leave the others waiting in the next collective.
+        drawn = sum(rewrite is not None for rewrite in self._rewrites) * self.args.images_per_prompt
+        asked = time.perf_counter()
+        try:
+            results = iter(self._pending.result())
+        except Exception as error:
+            results = iter([RenderResult(error=f"{type(error).__name__}: {error}")] * drawn)
+        self._log_mean("render/wait_seconds", time.perf_counter() - asked)
+        self._log_mean("render/seconds", time.perf_counter() - self._submitted)
+        pictures = [
+            [next(results) for _ in range(self.args.images_per_prompt)] if rewrite is not None else []
+            for rewrite in self._rewrites
+        ]
+        errors = [result.error for row in pictures for result in row if result.error]
+        failed = [any(result.error for result in row) for row in pictures]
+
+        # Rewards judge what is drawn, so text rewards get the parsed rewrites.
+        parsed = [[{"role": "assistant", "content": rewrite or ""}] for rewrite in self._rewrites]
+        rows = [{**row, "image_scores": mean_scores(results)} for row, results in zip(inputs, pictures, strict=True)]
+        try:
+            rewards = super()._calculate_rewards(rows, prompts, parsed, completion_ids_list)
+        except Exception as error:
+            errors.append(f"{type(error).__name__}: {error}")
+            failed = [True] * len(rows)
+            rewards = gather(torch.zeros(len(rows), len(self.reward_funcs), device=self.accelerator.device))
+        malformed = self._gather_flags([rewrite is None for rewrite in self._rewrites])
+        failed = self._gather_flags(failed)
+        rewards = rewards.masked_fill(malformed.unsqueeze(1), 0.0).masked_fill(failed.unsqueeze(1), torch.nan)
+
+        self._log_mean("render/malformed", malformed.float().mean().item())
+        self._log_mean("render/failed", failed.float().mean().item())
+        self._log_completion_extra("user_prompt", [row["user_prompt"] for row in inputs])
+        self._log_completion_extra("rewrite", self._rewrites)
+        self._stop_if_nothing_is_scored(failed, gather_object(errors))
+        if self._saves_pictures():
+            self._save_pictures(pictures, rewards)
+        return rewards
+
+    def _gather_flags(self, flags: list[bool]) -> torch.Tensor:
+        return gather(torch.tensor(flags, device=self.accelerator.device))
+
+    def _log_mean(self, name: str, value: float) -> None:
+        """Logs the mean of `value` over the ranks, under the same name on each."""
+        mean = gather(torch.tensor([value], device=self.accelerator.device)).mean().item()
+        self._metrics["train" if self.model.training else "eval"][name].append(mean)
+
+    def _stop_if_nothing_is_scored(self, failed: torch.Tensor, errors: list[str]) -> None:
+        """Raises on all ranks alike once `max_failed_batches` batches in a row had no row that could be scored."""
+        if errors:
+            kinds = "; ".join(f"{count} x {error}" for error, count in Counter(errors).most_common(3))
+            logger.warning(f"{int(failed.sum())} of {len(failed)} rows are left out of this batch: {kinds}")
+        self._failed_batches = self._failed_batches + 1 if failed.all() else 0
+        if self._failed_batches >= self.args.max_failed_batches:
+            raise RuntimeError(
+                f"no row of the last {self._failed_batches} batches could be scored (max_failed_batches="
+                f"{self.args.max_failed_batches}); the worker said: {errors[0]}"
+            )
+
+    def _saves_pictures(self) -> bool:
+        every = self.args.log_images_steps
+        return bool(
+            every and self.model.training and self.accelerator.is_main_process and self.state.global_step % every == 0
+        )
+
+    def _save_pictures(self, pictures: list[list[RenderResult]], rewards: torch.Tensor) -> None:
+        """One file a step: a line for each of up to four prompts, with the first picture of each rewrite."""
+        totals = (rewards.cpu() * self.reward_weights).nansum(dim=1)
+        lines: dict[str, list] = {}
+        for row, results, rewrite, total in zip(self._rows, pictures, self._rewrites, totals, strict=False):
+            if results and results[0].image:
+                lines.setdefault(row["user_prompt"], []).append((results[0].image, f"{total:.2f}  {rewrite}"))
+        if lines:
+            folder = Path(self.args.output_dir) / "images"
+            folder.mkdir(parents=True, exist_ok=True)
+            grid = labelled_grid(list(lines.items())[:4])
+            grid.save(folder / f"step-{self.state.global_step:06d}.png")

@@ -1,0 +1,76 @@
+"""Rewards by name.
+
+An *image reward* is `(images, user_prompts, prompts) -> list[float | None]`; it is loaded where the pictures are. A
+*text reward* has TRL's signature, `(prompts, completions, **columns) -> list[float | None]`, and gets parsed
+completions. Either is a function, or a class that is built with the keyword arguments that stand beside its name
+(an image reward's class also with `device`). The first parameter's name, `images` or not, tells which it is.
+"""
+
+import difflib
+import functools
+import importlib.util
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+REWARDS = {
+    "clip": "brushup.rewards.clip:ClipReward",
+    "keyword_retention": "brushup.rewards.keyword_retention:keyword_retention",
+    "quality_score": "brushup.rewards.quality_score:quality_score",
+}
+
+
+@functools.cache
+def resolve(name: str) -> Callable:
+    """The function or class behind a key of `REWARDS`, `package.module:attribute` or `path/to/file.py:attribute`.
+
+    Raises:
+        ValueError: there is none of that name; the message has the near misses and the list.
+    """
+    target = REWARDS.get(name, name)
+    if ":" not in target:
+        near = difflib.get_close_matches(name, REWARDS)
+        hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
+        raise ValueError(
+            f"unknown reward {name!r}: {hint}There is {', '.join(REWARDS)}; your own are named "
+            "package.module:attribute or path/to/file.py:attribute"
+        )
+    module, attribute = target.rsplit(":", 1)
+    try:
+        if not module.endswith(".py"):
+            return getattr(importlib.import_module(module), attribute)
+        spec = importlib.util.spec_from_file_location(Path(module).stem, module)
+        loaded = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(loaded)
+        return getattr(loaded, attribute)
+    except (ImportError, OSError, AttributeError) as error:
+        raise ValueError(f"cannot load {name!r}: {type(error).__name__}: {error}") from error
+
+
+def is_image_reward(name: str) -> bool:
+    """Whether the reward looks at pictures: its first parameter is called `images`."""
+    target = resolve(name)
+    function = target.__call__ if inspect.isclass(target) else target
+    parameters = [p for p in inspect.signature(function).parameters if p != "self"]
+    return bool(parameters) and parameters[0] == "images"
+
+
+def load_reward(name: str, **kwargs: Any) -> Callable:
+    """The reward of that name, ready to call; `kwargs` build it if it is a class.
+
+    Raises:
+        ValueError: as `resolve`, or `kwargs` for a reward that takes none, or that do not fit.
+    """
+    target = resolve(name)
+    if not inspect.isclass(target):
+        kwargs.pop("device", None)
+        if kwargs:
+            raise ValueError(f"reward {name!r} is a function and takes no reward_kwargs, but got {', '.join(kwargs)}")
+        return target
+    try:
+        inspect.signature(target).bind(**kwargs)
+    except TypeError as error:
+        raise ValueError(f"reward_kwargs of {name!r}: {error}; it takes {inspect.signature(target)}") from error
+    return target(**kwargs)

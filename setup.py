@@ -1,0 +1,7 @@
+from setuptools import setup
+
+
+setup(
+    packages=["brushup", "brushup.rewards"],
+    package_dir={"brushup.rewards": "rewards"},
+)
