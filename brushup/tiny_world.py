@@ -1,8 +1,8 @@
 """The tiny world: small pictures of coloured shapes, the ways users ask for them, and a checker that reads the pixels.
 
-A *scene* is a dict with the keys of `ATTRIBUTES`; a value of None means that the user did not say. The generator of the
-tiny world is trained on `canonical_caption`s only; users write `user_prompt`s. The checker (`check_pictures`) is the
-ground truth of the tiny world: it looks at pixels alone and must never become a training reward.
+A *scene* is a dict with the keys of `ATTRIBUTES`; a value of None means that the user did not say. The generator of
+the tiny world is trained on `canonical_caption`s only; users write `user_prompt`s. The checker (`check_pictures`) is
+the ground truth of the tiny world: it looks at pixels alone and must never become a training reward.
 """
 
 import functools
@@ -237,7 +237,7 @@ def read_picture(image: Image.Image) -> dict[str, str | None]:
 
 
 def check_pictures(images: Sequence[Image.Image], scene: Sequence[dict[str, str | None]]) -> list[bool]:
-    """Ground truth: does each picture show all that its scene states? What a scene leaves open (None) may be anything."""
+    """Ground truth: does each picture show all that its scene states? What it leaves open (None) may be anything."""
     results = []
     for image, wanted in zip(images, scene, strict=True):
         seen = read_picture(image)

@@ -82,7 +82,7 @@ def to_tensor(images: list[Image.Image]) -> torch.Tensor:
 
 
 def train_clip_tokenizer(texts: list[str]) -> CLIPTokenizer:
-    """A BPE tokenizer of CLIP's kind; each character is known also as the end of a word, so that no word is unknown."""
+    """A BPE tokenizer of CLIP's kind that knows each character also as the end of a word, so no word is unknown."""
     characters = list(string.ascii_letters + string.digits + string.punctuation) * 10
     tokenizer = CLIPTokenizer().train_new_from_iterator(texts + characters, 2000, show_progress=False)
     tokenizer.model_max_length = TEXT_LENGTH
@@ -455,9 +455,8 @@ def world_sheet(scenes: list[dict], captions: list[str], drawn: list[Image.Image
     """Real pictures above the generator's, for the first six captions."""
     rng = random.Random(0)
     real = [(world.draw_scene(scene, rng), caption) for scene, caption in zip(scenes[:6], captions, strict=False)]
-    return labelled_grid(
-        [("real pictures", real), ("drawn by the generator", list(zip(drawn[:6], captions, strict=False)))]
-    )
+    made = list(zip(drawn[:6], captions, strict=False))
+    return labelled_grid([("real pictures", real), ("drawn by the generator", made)])
 
 
 def write_report(output: Path, seconds: dict[str, float], seed: int) -> None:
@@ -500,13 +499,11 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
     builders = {"prompts": write_prompts, "generator": train_generator, "scorer": train_scorer, "policy": train_policy}
-    log = arguments.output / "seconds.json"
-    seconds = json.loads(log.read_text()) if log.exists() else {}
+    seconds = {}
     for part in [arguments.only] if arguments.only else PARTS:
         start = time.time()
         builders[part](arguments.output, arguments.scale, arguments.seed)
         seconds[part] = round(time.time() - start)
-        log.write_text(json.dumps(seconds))
     if all((arguments.output / part).exists() for part in ("generator", "scorer", "policy")):
         write_report(arguments.output, seconds, arguments.seed)
 

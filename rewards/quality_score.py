@@ -1,8 +1,8 @@
-"""`quality_score`: five signs of a prompt that was worked out, a fifth of a point each. Higher is better, 0..1. No model.
+"""`quality_score`: five signs that a prompt was worked out, a fifth each. Higher is better, 0..1. No model.
 
-The five points: longer than the user's prompt; keeps all of the user's keywords; has at least five new words; has a word
-of quality ("detailed", "4k", ...); is a sentence of at least five words. It measures form, not truth: use it as a
-monitor (weight 0) or with a small weight.
+The five points: longer than the user's prompt; keeps all of the user's keywords; has at least five new words; has a
+word of quality ("detailed", "4k", ...); is a sentence of at least five words. It measures form, not truth: use it as
+a monitor (weight 0) or with a small weight.
 """
 
 from brushup.rewards.keyword_retention import retained_share, words
