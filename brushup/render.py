@@ -57,7 +57,7 @@ class Renderer:
         self.render_kwargs = dict(render_kwargs or {})
         self.images_drawn = 0
         self.pipeline = DiffusionPipeline.from_pretrained(
-            generator, torch_dtype=getattr(torch, dtype), **(init_kwargs or {})
+            generator, dtype=getattr(torch, dtype), **(init_kwargs or {})
         ).to(self.device)
         self.pipeline.set_progress_bar_config(disable=True)
         takes = inspect.signature(self.pipeline.__call__).parameters

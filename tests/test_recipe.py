@@ -1,0 +1,117 @@
+"""The launch command, as users type it, and what it leaves."""
+
+import json
+import re
+import subprocess
+import sys
+
+import pandas
+import pytest
+from conftest import REPOSITORY, TINY_WORLD
+from PIL import Image
+from safetensors.torch import load_file
+
+
+def launch_line() -> list[str]:
+    """The launch command of the README's first line."""
+    line = re.search(r"pip install -e \. && (accelerate launch .*)", (REPOSITORY / "README.md").read_text())
+    return line.group(1).split()
+
+
+def launch(*flags: str, timeout: int = 200) -> subprocess.CompletedProcess:
+    program = [sys.executable, "-m", "accelerate.commands.accelerate_cli"]
+    command = [*program, *launch_line()[1:], *flags]
+    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=timeout)
+
+
+@pytest.fixture(scope="module")
+def short_run(tmp_path_factory):
+    """Three steps on twelve held-out prompts, with two rewards and two pictures a rewrite."""
+    folder = tmp_path_factory.mktemp("run")
+    rows = (TINY_WORLD / "validation.jsonl").read_text().splitlines()[:12]
+    (folder / "validation.jsonl").write_text("\n".join(rows))
+    done = launch(
+        *("--output_dir", str(folder / "out"), "--validation_prompts", str(folder / "validation.jsonl")),
+        *("--max_steps", "3", "--save_steps", "2", "--logging_steps", "1", "--log_images_steps", "2"),
+        *("--reward_funcs", "clip", "keyword_retention", "--reward_weights", "1.0", "0.1", "--images_per_prompt", "2"),
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done, folder / "out"
+
+
+def test_results(short_run):
+    results = json.loads((short_run[1] / "results.json").read_text())
+    assert set(results["arms"]) == {"original", "untrained", "trained"}
+    for arm in results["arms"].values():
+        assert set(arm["rewards"]) == {"clip", "keyword_retention"} and arm["n"] == 12
+        assert all(0 <= value <= 1 for value in arm["rewards"].values()) and 0 <= arm["checker_accuracy"] <= 1
+    assert results["arms"]["original"]["rewards"]["keyword_retention"] == 1.0
+    for gain in results["trained_minus_untrained"].values():
+        assert gain["ci95"][0] <= gain["mean"] <= gain["ci95"][1]
+    assert 0 <= results["win_rate"] <= 1 and results["seconds"] > 0
+    # three arms of up to 12 pictures, and 3 steps of up to 32 rewrites x 2; equal ones are drawn once
+    assert 12 < results["images_drawn"] <= 3 * 12 + 3 * 32 * 2
+
+
+def test_files(short_run):
+    output = short_run[1]
+    adapter = load_file(output / "adapter_model.safetensors")
+    assert any(tensor.abs().max() > 0 for name, tensor in adapter.items() if "lora_B" in name)
+    assert not [name for name in adapter if "visual" in name]
+    assert (output / "checkpoint-2" / "adapter_model.safetensors").exists()
+    assert (output / "README.md").read_text().startswith("---")
+    for picture in ("step-000000.png", "step-000002.png", "before_after.png"):
+        assert Image.open(output / "images" / picture).height > 160
+    completions = pandas.read_parquet(output / "completions" / "completions_00003.parquet")
+    assert {"prompt", "completion", "clip", "keyword_retention", "advantage", "user_prompt", "rewrite"} <= set(
+        completions.columns
+    )
+    assert len(completions) == 32
+
+
+def test_what_a_person_sees(short_run):
+    printed = short_run[0].stdout
+    assert re.search(r"^policy +data/tiny_world/policy: [\d,]+ of [\d,]+ parameters train$", printed, re.MULTILINE)
+    assert re.search(
+        r"^step +3/3 +reward \d\.\d{3} +clip \d\.\d{3} +keyword_retention \d\.\d{3}", printed, re.MULTILINE
+    )
+    assert re.search(r"^\| original +\| \d\.\d{3} +\| 1\.000 +\| \d+\.\d% +\| 12 +\|$", printed, re.MULTILINE)
+    assert re.search(r"^trained - untrained clip: [+-]\d\.\d{3} \(95 % interval", printed, re.MULTILINE)
+    noise = [line for line in (printed + short_run[0].stderr).splitlines() if "Warning" in line or "WARNING" in line]
+    assert not noise
+    assert len(printed.splitlines()) < 40
+
+
+def test_a_resumed_run_goes_on_from_its_checkpoint(short_run, tmp_path):
+    _, output = short_run
+    done = launch(
+        *("--output_dir", str(tmp_path), "--validation_prompts", str(output.parent / "validation.jsonl")),
+        *("--max_steps", "4", "--resume_from_checkpoint", str(output / "checkpoint-2"), "--logging_steps", "1"),
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert re.findall(r"^step +(\d)/4", done.stdout, re.MULTILINE) == ["3", "4"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--reward_funcs", "clipp"], "unknown reward 'clipp': did you mean 'clip'?"),
+        (["--train_prompts", "nowhere.jsonl"], "nowhere.jsonl: no such prompt file"),
+        (["--render_kwargs", '{"steps": 4}'], "StableDiffusion3Pipeline takes no argument 'steps'"),
+    ],
+)
+def test_a_wrong_setting_is_named(flags, says, tmp_path):
+    done = launch("--output_dir", str(tmp_path), *flags)
+    assert done.returncode != 0 and says in done.stderr
+
+
+@pytest.mark.slow
+def test_the_tiny_run_makes_better_pictures(tmp_path):
+    """The README's first line, whole: held-out prompts are drawn better, by CLIP and by the checker."""
+    done = launch("--output_dir", str(tmp_path), timeout=900)
+    assert done.returncode == 0, done.stderr[-3000:]
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["trained_minus_untrained"]["clip"]["ci95"][0] > 0
+    accuracy = {name: arm["checker_accuracy"] for name, arm in results["arms"].items()}
+    assert accuracy["trained"] >= accuracy["untrained"] + 0.3
+    assert accuracy["trained"] >= accuracy["original"] + 0.3

@@ -1,0 +1,77 @@
+import numpy as np
+import pytest
+import torch
+from conftest import RENDER_KWARGS, TINY_WORLD, WITHOUT_T5
+from PIL import Image
+
+from brushup.render import Renderer, RenderFailure
+
+
+RED = "a big red circle on a white background"
+BLUE = "a small blue square on a yellow background"
+GREEN = "a medium green cross on a black background"
+
+
+def pixels(image: Image.Image) -> np.ndarray:
+    return np.asarray(image).astype(int)
+
+
+def test_same_seed_gives_the_same_picture_in_any_batch(renderer):
+    alone = renderer.render([(RED, 7)])[0]
+    among = renderer.render([(BLUE, 3), (GREEN, 9), (RED, 7), (RED, 8), (BLUE, 1)])[2]
+    assert abs(pixels(alone) - pixels(among)).max() <= 2
+    assert alone.size == (32, 32)
+
+
+def test_another_seed_gives_another_picture(renderer):
+    first, second = renderer.render([(RED, 7), (RED, 8)])
+    assert abs(pixels(first) - pixels(second)).max() > 20
+
+
+def test_equal_jobs_are_drawn_once_and_equal_prompts_encoded_once(renderer):
+    encoded = []
+    hook = renderer.pipeline.text_encoder.register_forward_pre_hook(
+        lambda module, inputs: encoded.append(inputs[0].shape[0])
+    )
+    before = renderer.images_drawn
+    pictures = renderer.render([(RED, 1), (BLUE, 1), (RED, 1), (RED, 2), (BLUE, 2), (BLUE, 1)])
+    hook.remove()
+    assert renderer.images_drawn - before == 4
+    assert pictures[0] is pictures[2] and pictures[1] is pictures[5]
+    assert encoded == [2, 2]  # the two prompts, and for each the empty negative prompt
+
+
+@pytest.mark.parametrize(("value", "reason"), [(float("nan"), "NaN"), (0.0, "blank")])
+def test_a_broken_picture_is_an_error_of_its_job_alone(renderer, value, reason):
+    def spoil(module, inputs, output):
+        output[1] = value
+        return output
+
+    hook = renderer.pipeline.vae.decoder.register_forward_hook(spoil)
+    pictures = renderer.render([(RED, 1), (BLUE, 1), (GREEN, 1)])
+    hook.remove()
+    assert isinstance(pictures[1], RenderFailure) and reason in pictures[1].reason
+    assert isinstance(pictures[0], Image.Image) and isinstance(pictures[2], Image.Image)
+
+
+def test_a_batch_that_the_machine_fails_does_not_touch_the_others(renderer, monkeypatch):
+    draw = renderer.pipeline.transformer.forward
+    calls = []
+
+    def fail_first(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory (said the test)")
+        return draw(*args, **kwargs)
+
+    monkeypatch.setattr(renderer.pipeline.transformer, "forward", fail_first)
+    pictures = renderer.render([(f"{RED} {number}", 1) for number in range(10)])
+    assert [isinstance(picture, RenderFailure) for picture in pictures] == [True] * 8 + [False] * 2
+    assert "out of memory" in pictures[0].reason
+
+
+def test_an_argument_that_the_pipeline_does_not_take_is_named():
+    with pytest.raises(
+        ValueError, match="StableDiffusion3Pipeline takes no argument 'steps'; it takes .*num_inference"
+    ):
+        Renderer(str(TINY_WORLD / "generator"), WITHOUT_T5, RENDER_KWARGS | {"steps": 4}, device="cpu")

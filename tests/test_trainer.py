@@ -1,0 +1,217 @@
+"""The trainer with the tiny policy; a stand-in worker says what the test needs about each picture."""
+
+import math
+from concurrent.futures import Future
+
+import pytest
+import torch
+from conftest import TINY_WORLD
+from peft import LoraConfig
+from PIL import Image
+from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
+
+from brushup.config import PromptEnhancerConfig
+from brushup.data import load_prompts
+from brushup.trainer import PromptEnhancerTrainer, paired_seeds
+from brushup.worker import RenderResult
+
+
+POLICY = str(TINY_WORLD / "policy")
+
+
+class StubWorker:
+    """Answers each job with `verdict(job)`: a clip score, or the error of the machine."""
+
+    def __init__(self, verdict=lambda job: len(job.prompt) % 7 / 7):
+        self.verdict = verdict
+        self.batches = []
+
+    def submit(self, jobs, return_images=False):
+        self.batches.append(jobs)
+        future = Future()
+        try:
+            verdicts = [self.verdict(job) for job in jobs]
+            image = Image.new("RGB", (32, 32)) if return_images else None
+            future.set_result(
+                [RenderResult(error=v) if isinstance(v, str) else RenderResult({"clip": v}, image) for v in verdicts]
+            )
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+
+def make_trainer(tmp_path, worker, model=POLICY, lora=True, **options):
+    args = PromptEnhancerConfig(
+        output_dir=str(tmp_path),
+        **{
+            "per_device_train_batch_size": 8,
+            "num_generations": 4,
+            "max_completion_length": 24,
+            "max_steps": 2,
+            "learning_rate": 1e-2,
+            "logging_steps": 1,
+            "save_strategy": "no",
+            "report_to": "none",
+            "bf16": False,
+            "gradient_checkpointing": False,
+            "model_init_kwargs": {"dtype": "float32"} if isinstance(model, str) else None,
+            "disable_tqdm": True,
+            "use_cpu": True,
+            **options,
+        },
+    )
+    targets = ["q_proj", "k_proj", "v_proj", "o_proj"]
+    return PromptEnhancerTrainer(
+        model,
+        worker,
+        args,
+        train_dataset=load_prompts(str(TINY_WORLD / "train.jsonl")),
+        peft_config=LoraConfig(r=4, target_modules=targets, task_type="CAUSAL_LM") if lora else None,
+    )
+
+
+def history(trainer, name):
+    return [entry[name] for entry in trainer.state.log_history if name in entry]
+
+
+def table(trainer, column):
+    return list(trainer._logs["rewards"][column] if column == "clip" else trainer._logs["extra"][column])
+
+
+def test_every_trainable_parameter_changes_and_no_frozen_one(tmp_path):
+    trainer = make_trainer(tmp_path, StubWorker(), max_steps=3)
+    before = {name: parameter.detach().clone() for name, parameter in trainer.model.named_parameters()}
+    trainer.train()
+    trainable = {name for name, parameter in trainer.model.named_parameters() if parameter.requires_grad}
+    changed = {name for name, p in trainer.model.named_parameters() if not torch.equal(p, before[name])}
+    assert trainable and changed == trainable
+
+
+def test_a_group_is_drawn_from_the_same_seeds_and_each_step_from_others(tmp_path):
+    worker = StubWorker()
+    make_trainer(tmp_path, worker, images_per_prompt=2).train()
+    seeds = []
+    for jobs in worker.batches:
+        of_prompt = {}
+        for job in jobs:
+            of_prompt.setdefault(job.user_prompt, set()).add(job.seed)
+        assert all(len(some) == 2 for some in of_prompt.values())
+        seeds += of_prompt.values()
+    assert len(set.union(*seeds)) == sum(len(some) for some in seeds)  # no two groups share one
+
+
+def test_seeds_depend_on_run_step_prompt_and_index():
+    assert paired_seeds(0, 1, "a cat", 2) == paired_seeds(0, 1, "a cat", 2)
+    kinds = [(0, 1, "a cat"), (1, 1, "a cat"), (0, 2, "a cat"), (0, 1, "a dog")]
+    seeds = [seed for kind in kinds for seed in paired_seeds(*kind, 3)]
+    assert len(set(seeds)) == 12 and all(0 <= seed < 2**32 for seed in seeds)
+
+
+def test_a_failed_picture_leaves_its_row_out_and_nothing_else(tmp_path, caplog):
+    """One picture of one rewrite fails: that row has no reward in any column and no advantage; the others count."""
+    failed = []
+
+    def verdict(job):
+        failed.append(job.prompt) if not failed else None
+        return "out of memory (said the test)" if job.prompt == failed[0] else len(job.prompt) % 7 / 7
+
+    trainer = make_trainer(
+        tmp_path, StubWorker(verdict), max_steps=1, reward_funcs=["clip", "keyword_retention"], images_per_prompt=2
+    )
+    trainer.train()
+    rewrites, advantages = table(trainer, "rewrite"), list(trainer._logs["advantages"])
+    rewards = [list(trainer._logs["rewards"][name]) for name in ("clip", "keyword_retention")]
+    left_out = [rewrite == failed[0] for rewrite in rewrites]
+    assert 0 < sum(left_out) < len(left_out)
+    for row, out in enumerate(left_out):
+        assert [math.isnan(column[row]) for column in rewards] == [out, out]
+        assert advantages[row] == 0 if out else True
+    group = [i for i in range(4) if not left_out[i]]
+    totals = torch.tensor([rewards[0][i] + rewards[1][i] for i in group])
+    wanted = (totals - totals.mean()) / (totals.std() + 1e-4)
+    assert [advantages[i] for i in group] == pytest.approx(wanted.tolist(), abs=1e-3)
+    assert history(trainer, "render/failed") == [sum(left_out) / 8]
+    assert "rows are left out of this batch" in caplog.text and "out of memory" in caplog.text
+
+
+def test_a_malformed_answer_has_reward_zero_and_is_not_drawn(tmp_path):
+    worker = StubWorker(lambda job: 0.9)
+    trainer = make_trainer(
+        tmp_path, worker, max_steps=1, max_completion_length=6, reward_funcs=["clip", "quality_score"]
+    )
+    trainer.train()  # six tokens are too few: most answers are cut off
+    rewrites = table(trainer, "rewrite")
+    assert None in rewrites
+    assert len(worker.batches[0]) == sum(rewrite is not None for rewrite in rewrites)
+    assert [reward == 0 for reward in table(trainer, "clip")] == [rewrite is None for rewrite in rewrites]
+    assert history(trainer, "render/malformed") == [rewrites.count(None) / 8]
+
+
+def test_it_stops_when_nothing_can_be_scored(tmp_path):
+    def broken(job):
+        raise ConnectionError("no worker at this address")
+
+    trainer = make_trainer(tmp_path, StubWorker(broken), max_steps=9, max_failed_batches=2)
+    with pytest.raises(RuntimeError, match="no row of the last 2 batches .* no worker at this address"):
+        trainer.train()
+
+
+def test_a_reward_that_raises_leaves_rows_out_instead_of_ranks_apart(tmp_path):
+    (tmp_path / "mine.py").write_text("def mine(prompts, completions, **columns):\n    raise KeyError('oops')\n")
+    trainer = make_trainer(
+        tmp_path, StubWorker(), reward_funcs=["clip", f"{tmp_path}/mine.py:mine"], max_failed_batches=2, max_steps=9
+    )
+    with pytest.raises(RuntimeError, match="KeyError: 'oops'"):
+        trainer.train()
+
+
+def test_sample_pictures_are_saved(tmp_path):
+    make_trainer(tmp_path, StubWorker(), max_steps=3, log_images_steps=2).train()
+    files = sorted(file.name for file in (tmp_path / "images").iterdir())
+    assert files == ["step-000000.png", "step-000002.png"]
+    assert Image.open(tmp_path / "images" / files[0]).width > 4 * 160
+
+
+def test_image_tokens_cannot_be_generated(tmp_path):
+    """Even a policy that wants nothing more than to write image and video placeholders."""
+    trainer = make_trainer(tmp_path, StubWorker(), max_steps=1)
+    config = trainer.model.config
+    banned = [config.image_token_id, config.video_token_id]
+    head = trainer.model.get_base_model().lm_head
+    bias = torch.zeros(head.out_features)
+    bias[banned] = 1000
+    head.bias = torch.nn.Parameter(bias, requires_grad=False)
+    written = []
+    generate = trainer._generate
+    trainer._generate = lambda prompts: written.extend(generate(prompts)[1]) or generate(prompts)
+    trainer.train()
+    assert written and not any(token in banned for ids in written for token in ids)
+
+
+def test_a_text_only_policy_trains(tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(POLICY)
+    model = Qwen2ForCausalLM(
+        Qwen2Config(
+            vocab_size=len(tokenizer),
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            eos_token_id=tokenizer.eos_token_id,
+        )
+    )
+    folder = tmp_path / "text_policy"
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    trainer = make_trainer(tmp_path, StubWorker(), model=str(folder))
+    trainer.train()
+    assert len(history(trainer, "reward")) == 2
+
+
+def test_names_that_a_user_sees_in_the_tracker(tmp_path):
+    trainer = make_trainer(tmp_path, StubWorker(), max_steps=1, reward_funcs=["clip", "quality_score"])
+    trainer.train()
+    names = set(trainer.state.log_history[0])
+    assert {"rewards/clip/mean", "rewards/quality_score/mean", "reward", "frac_reward_zero_std"} <= names
+    assert {"render/malformed", "render/failed", "render/seconds", "render/wait_seconds"} <= names
