@@ -15,7 +15,7 @@ from brushup.config import PromptEnhancerConfig
 from brushup.enhancer import vision_placeholder_ids
 from brushup.grid import labelled_grid
 from brushup.prompts import parse_answer
-from brushup.rewards import is_image_reward, load_reward
+from brushup.rewards import is_image_reward, label, load_reward
 from brushup.worker import RenderJob, RenderResult
 
 
@@ -69,13 +69,14 @@ class PromptEnhancerTrainer(GRPOTrainer):
 
     def __init__(self, model, worker, args: PromptEnhancerConfig, **kwargs):
         self.text_rewards = {
-            name: load_reward(name, **args.kwargs_of_reward(name))
+            label(name): load_reward(name, **args.kwargs_of_reward(name))
             for name in args.reward_funcs
             if not is_image_reward(name)
         }
-        rewards = [self.text_rewards.get(name) or ImageRewardColumn(name) for name in args.reward_funcs]
+        labels = [label(name) for name in args.reward_funcs]
+        rewards = [self.text_rewards.get(name) or ImageRewardColumn(name) for name in labels]
         super().__init__(model, rewards, args=args, **kwargs)
-        self.reward_func_names = list(args.reward_funcs)
+        self.reward_func_names = labels
         self.worker = worker
         self._failed_batches = 0
         banned = vision_placeholder_ids(self.model.config)
@@ -139,7 +140,7 @@ class PromptEnhancerTrainer(GRPOTrainer):
         self._log_mean("render/failed", failed.float().mean().item())
         self._log_completion_extra("user_prompt", [row["user_prompt"] for row in inputs])
         self._log_completion_extra("rewrite", self._rewrites)
-        self._stop_if_nothing_is_scored(failed, gather_object(errors))
+        self._stop_if_nothing_is_scored(failed, malformed, gather_object(errors))
         if self._saves_pictures():
             self._save_pictures(pictures, rewards)
         return rewards
@@ -152,15 +153,16 @@ class PromptEnhancerTrainer(GRPOTrainer):
         mean = gather(torch.tensor([value], device=self.accelerator.device)).mean().item()
         self._metrics["train" if self.model.training else "eval"][name].append(mean)
 
-    def _stop_if_nothing_is_scored(self, failed: torch.Tensor, errors: list[str]) -> None:
-        """Raises on all ranks alike once `max_failed_batches` batches in a row had no row that could be scored."""
+    def _stop_if_nothing_is_scored(self, failed: torch.Tensor, malformed: torch.Tensor, errors: list[str]) -> None:
+        """Raises on all ranks alike once `max_failed_batches` batches in a row had no rewrite that could be scored."""
         if errors:
             kinds = "; ".join(f"{count} x {error}" for error, count in Counter(errors).most_common(3))
             logger.warning(f"{int(failed.sum())} of {len(failed)} rows are left out of this batch: {kinds}")
-        self._failed_batches = self._failed_batches + 1 if failed.all() else 0
+        nothing_scored = bool(failed.any() and (failed | malformed).all())
+        self._failed_batches = self._failed_batches + 1 if nothing_scored else 0
         if self._failed_batches >= self.args.max_failed_batches:
             raise RuntimeError(
-                f"no row of the last {self._failed_batches} batches could be scored (max_failed_batches="
+                f"no rewrite of the last {self._failed_batches} batches could be scored (max_failed_batches="
                 f"{self.args.max_failed_batches}); the worker said: {errors[0]}"
             )
 

@@ -16,7 +16,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
-from trl import ModelConfig, TrlParser, get_kbit_device_map, get_peft_config, get_quantization_config
+from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 
 from brushup.config import DataConfig, PromptEnhancerConfig, RenderConfig
 from brushup.console import TrainingProgress, quiet_libraries
@@ -25,7 +25,7 @@ from brushup.enhancer import PromptEnhancer
 from brushup.evaluation import Arm, evaluate_prompts, paired_difference, results_table, win_rate
 from brushup.grid import labelled_grid
 from brushup.render import Renderer
-from brushup.rewards import is_image_reward, load_reward, resolve
+from brushup.rewards import is_image_reward, label, load_reward, resolve
 from brushup.trainer import PromptEnhancerTrainer
 from brushup.worker import LocalWorker
 
@@ -52,7 +52,10 @@ def main(data: DataConfig, render: RenderConfig, args: PromptEnhancerConfig, mod
     )
     worker = LocalWorker(
         renderer,
-        {name: load_reward(name, device=renderer.device, **args.kwargs_of_reward(name)) for name in image_rewards},
+        {
+            label(name): load_reward(name, device=renderer.device, **args.kwargs_of_reward(name))
+            for name in image_rewards
+        },
     )
 
     # Policy
@@ -62,14 +65,12 @@ def main(data: DataConfig, render: RenderConfig, args: PromptEnhancerConfig, mod
         "dtype": model.dtype,
         **(args.model_init_kwargs or {}),
     }
-    quantization = get_quantization_config(model)
-    if quantization is not None:
-        args.model_init_kwargs |= {"device_map": get_kbit_device_map(), "quantization_config": quantization}
     trainer = PromptEnhancerTrainer(
         model.model_name_or_path,
         worker,
         args,
         train_dataset=train_prompts,
+        quantization_config=get_quantization_config(model),
         peft_config=get_peft_config(model),
         callbacks=[TrainingProgress()],
     )
@@ -120,8 +121,8 @@ def main(data: DataConfig, render: RenderConfig, args: PromptEnhancerConfig, mod
     # After
     with state.split_between_processes(validation) as own_rows:
         arms["trained"] = evaluate(rewrite())
-    weights = dict(zip(args.reward_funcs, trainer.reward_weights.tolist(), strict=True))
-    gains = {name: paired_difference(arms["trained"], arms["untrained"], name) for name in args.reward_funcs}
+    weights = dict(zip(trainer.reward_func_names, trainer.reward_weights.tolist(), strict=True))
+    gains = {name: paired_difference(arms["trained"], arms["untrained"], name) for name in weights}
     results = {
         "arms": {name: arm.summary() for name, arm in arms.items()},
         "trained_minus_untrained": gains,
@@ -148,6 +149,7 @@ def main(data: DataConfig, render: RenderConfig, args: PromptEnhancerConfig, mod
     )
     if args.push_to_hub:
         trainer.push_to_hub(commit_message="Trained with Brushup")
+    trainer.end()
 
 
 def before_after(arms: dict[str, Arm], validation: list[dict], columns: int = 6):

@@ -49,6 +49,11 @@ def resolve(name: str) -> Callable:
         raise ValueError(f"cannot load {name!r}: {type(error).__name__}: {error}") from error
 
 
+def label(name: str) -> str:
+    """What tables and trackers call the reward: its key, or the attribute of a `module:attribute`."""
+    return name.rsplit(":", 1)[-1]
+
+
 def is_image_reward(name: str) -> bool:
     """Whether the reward looks at pictures: its first parameter is called `images`."""
     target = resolve(name)

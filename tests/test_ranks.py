@@ -68,4 +68,4 @@ def test_a_batch_that_fails_on_one_rank_is_left_out_and_both_go_on(tmp_path):
 def test_all_ranks_stop_alike_when_nothing_can_be_scored(tmp_path):
     first, second = two_ranks(tmp_path, "always")
     assert first["error"] == second["error"]
-    assert "no row of the last 2 batches could be scored" in first["error"]
+    assert "no rewrite of the last 2 batches could be scored" in first["error"]

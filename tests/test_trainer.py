@@ -1,5 +1,6 @@
 """The trainer with the tiny policy; a stand-in worker says what the test needs about each picture."""
 
+import json
 import math
 from concurrent.futures import Future
 
@@ -152,7 +153,7 @@ def test_it_stops_when_nothing_can_be_scored(tmp_path):
         raise ConnectionError("no worker at this address")
 
     trainer = make_trainer(tmp_path, StubWorker(broken), max_steps=9, max_failed_batches=2)
-    with pytest.raises(RuntimeError, match="no row of the last 2 batches .* no worker at this address"):
+    with pytest.raises(RuntimeError, match="no rewrite of the last 2 batches .* no worker at this address"):
         trainer.train()
 
 
@@ -169,7 +170,7 @@ def test_sample_pictures_are_saved(tmp_path):
     make_trainer(tmp_path, StubWorker(), max_steps=3, log_images_steps=2).train()
     files = sorted(file.name for file in (tmp_path / "images").iterdir())
     assert files == ["step-000000.png", "step-000002.png"]
-    assert Image.open(tmp_path / "images" / files[0]).width > 4 * 160
+    assert Image.open(tmp_path / "images" / files[0]).width > 3 * 160
 
 
 def test_image_tokens_cannot_be_generated(tmp_path):
@@ -204,6 +205,9 @@ def test_a_text_only_policy_trains(tmp_path):
     folder = tmp_path / "text_policy"
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    del settings["processor_class"]  # it came with a processor for pictures
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     trainer = make_trainer(tmp_path, StubWorker(), model=str(folder))
     trainer.train()
     assert len(history(trainer, "reward")) == 2
