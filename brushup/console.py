@@ -26,7 +26,7 @@ def quiet_libraries() -> None:
 
 
 class TrainingProgress(TrainerCallback):
-    """A bar on a terminal, and a short line at each logging step: step, reward, rewards by name, malformed, failed."""
+    """A bar on a terminal, and a short line at each logging step: step, reward (or loss), malformed, failed."""
 
     def on_train_begin(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
@@ -40,9 +40,10 @@ class TrainingProgress(TrainerCallback):
             self.bar.update(state.global_step - self.bar.n if not self.bar.disable else 0)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        if not state.is_world_process_zero or logs.get("reward") is None:
+        measure = "reward" if logs.get("reward") is not None else "loss"
+        if not state.is_world_process_zero or measure not in logs:
             return
-        parts = [f"step {state.global_step:>4}/{state.max_steps}", f"reward {logs['reward']:.3f}"]
+        parts = [f"step {state.global_step:>4}/{state.max_steps}", f"{measure} {logs[measure]:.3f}"]
         means = {
             key.split("/")[1]: value for key, value in logs.items() if key.startswith("rewards/") and "/mean" in key
         }

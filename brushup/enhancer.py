@@ -76,15 +76,16 @@ class PromptEnhancer:
         inputs = self.processor.apply_chat_template(
             messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt", padding=True
         ).to(self.model.device)
+        declared = self.model.generation_config.eos_token_id
+        ends = {tokenizer.eos_token_id, *(declared if isinstance(declared, list) else [declared])} - {None}
         sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
         generated = self.model.generate(
             **inputs,
             **(sampling if temperature else {"do_sample": False}),
             max_new_tokens=max_new_tokens,
+            eos_token_id=list(ends),
             suppress_tokens=vision_placeholder_ids(self.model.config) or None,
         )[:, inputs["input_ids"].shape[1] :]
-        ends = self.model.generation_config.eos_token_id
-        ends = torch.tensor(ends if isinstance(ends, list) else [ends], device=generated.device)
-        finished = torch.isin(generated, ends).any(dim=1).tolist()
+        finished = torch.isin(generated, torch.tensor(list(ends), device=generated.device)).any(dim=1).tolist()
         texts = tokenizer.batch_decode(generated, skip_special_tokens=True)
         return [parse_answer(text, done) for text, done in zip(texts, finished, strict=True)]

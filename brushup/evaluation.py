@@ -7,8 +7,8 @@ import numpy as np
 from PIL import Image
 from scipy.stats import bootstrap
 
-from brushup.trainer import mean_scores, paired_seeds
-from brushup.worker import LocalWorker, RenderJob
+from brushup.grid import labelled_grid
+from brushup.worker import LocalWorker, RenderJob, mean_scores, paired_seeds
 
 
 @dataclass
@@ -53,6 +53,9 @@ def evaluate_prompts(
         images_per_prompt: pictures a prompt; its image rewards are the mean over them.
         seed: each arm of a comparison gets the same, and so the same noise for the same row.
         checker: `(images, scene) -> right or wrong` of each picture.
+
+    Raises:
+        RuntimeError: not one prompt could be drawn and scored.
     """
     jobs = [
         RenderJob(prompt, row["user_prompt"], drawn_from)
@@ -62,6 +65,8 @@ def evaluate_prompts(
     results = worker.submit(jobs, return_images=True).result()
     by_row = [results[start : start + images_per_prompt] for start in range(0, len(results), images_per_prompt)]
     rewards = [mean_scores(some) if not any(r.error for r in some) else None for some in by_row]
+    if all(row is None for row in rewards):
+        raise RuntimeError(f"none of the {len(rows)} validation prompts could be drawn and scored: {results[0].error}")
     columns = {name: [row[name] for row in rows] for name in rows[0] if name != "prompt"}
     completions = [[{"role": "assistant", "content": prompt}] for prompt in prompts]
     for name, reward in text_rewards.items():
@@ -113,3 +118,14 @@ def results_table(arms: dict[str, Arm]) -> str:
     return "\n".join(
         "| " + " | ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)) + " |" for line in lines
     )
+
+
+def before_after_sheet(before: Arm, after: Arm, columns: int = 6) -> Image.Image:
+    """The first prompts of which both pictures were drawn: above drawn from `before`, below from `after`."""
+    shown = [i for i, pair in enumerate(zip(before.first_images, after.first_images, strict=True)) if None not in pair]
+    titles = ("drawn from the user's prompt", "drawn from the rewrite")
+    lines = [
+        (title, [(arm.first_images[i], arm.prompts[i]) for i in shown[:columns]])
+        for title, arm in zip(titles, (before, after), strict=True)
+    ]
+    return labelled_grid(lines)

@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw
 PICTURE_SIZE = 32  # pixels
 ATTRIBUTES = ("shape", "color", "size", "background")
 SHAPES = ("circle", "square", "triangle", "cross")
-SIZES = {"small": 5.5, "medium": 9.0, "big": 13.0}  # half of the shape's extent in pixels
+SIZES = {"small": 6.5, "medium": 9.5, "big": 13.5}  # half of the shape's extent in pixels
 COLORS = {
     "red": (220, 40, 40),
     "green": (40, 160, 70),

@@ -1,6 +1,5 @@
 """`PromptEnhancerTrainer`: TRL's GRPO with rewrites that are drawn, and scored against the user's original prompt."""
 
-import hashlib
 import time
 from collections import Counter
 from pathlib import Path
@@ -16,19 +15,10 @@ from brushup.enhancer import vision_placeholder_ids
 from brushup.grid import labelled_grid
 from brushup.prompts import parse_answer
 from brushup.rewards import is_image_reward, label, load_reward
-from brushup.worker import RenderJob, RenderResult
+from brushup.worker import RenderJob, RenderResult, mean_scores, paired_seeds
 
 
 logger = get_logger(__name__)
-
-
-def paired_seeds(run_seed: int, step: int | str, user_prompt: str, count: int) -> list[int]:
-    """The `count` seeds that every rewrite of `user_prompt` is drawn with at this step, in 0..2**32-1.
-
-    All rewrites of a group share them, so a difference in reward comes from the words and not from the noise.
-    """
-    digests = (hashlib.blake2b(f"{run_seed}|{step}|{user_prompt}|{k}".encode(), digest_size=4) for k in range(count))
-    return [int.from_bytes(digest.digest(), "big") for digest in digests]
 
 
 class ImageRewardColumn:
@@ -40,13 +30,6 @@ class ImageRewardColumn:
     def __call__(self, image_scores: list[dict[str, float]], **columns: Any) -> list[float]:
         # A row without scores is malformed or failed; `_calculate_rewards` overwrites it.
         return [scores.get(self.__name__, 0.0) for scores in image_scores]
-
-
-def mean_scores(results: list[RenderResult]) -> dict[str, float]:
-    """The mean of each image reward over the pictures of one rewrite; empty if there are none or one failed."""
-    if not results or any(result.error for result in results):
-        return {}
-    return {name: sum(r.scores[name] for r in results) / len(results) for name in results[0].scores}
 
 
 class PromptEnhancerTrainer(GRPOTrainer):
@@ -133,7 +116,9 @@ class PromptEnhancerTrainer(GRPOTrainer):
             failed = [True] * len(rows)
             rewards = gather(torch.zeros(len(rows), len(self.reward_funcs), device=self.accelerator.device))
         malformed = self._gather_flags([rewrite is None for rewrite in self._rewrites])
-        failed = self._gather_flags(failed)
+        # TRL would sum a row without its missing rewards; a row that a weighted reward skipped is left out instead.
+        skipped = (rewards.isnan() & (self.reward_weights.to(rewards.device) != 0)).any(dim=1)
+        failed = self._gather_flags(failed) | skipped
         rewards = rewards.masked_fill(malformed.unsqueeze(1), 0.0).masked_fill(failed.unsqueeze(1), torch.nan)
 
         self._log_mean("render/malformed", malformed.float().mean().item())

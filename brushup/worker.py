@@ -1,5 +1,6 @@
 """The worker: draws render jobs and scores the pictures. `LocalWorker` does so in this process."""
 
+import hashlib
 import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -29,6 +30,22 @@ class RenderResult:
     scores: dict[str, float] = field(default_factory=dict)
     image: Image.Image | None = None
     error: str | None = None
+
+
+def paired_seeds(run_seed: int, step: int | str, user_prompt: str, count: int) -> list[int]:
+    """The `count` seeds that every rewrite of `user_prompt` is drawn with at this step, in 0..2**32-1.
+
+    All rewrites of a group share them, so a difference in reward comes from the words and not from the noise.
+    """
+    digests = (hashlib.blake2b(f"{run_seed}|{step}|{user_prompt}|{k}".encode(), digest_size=4) for k in range(count))
+    return [int.from_bytes(digest.digest(), "big") for digest in digests]
+
+
+def mean_scores(results: list[RenderResult]) -> dict[str, float]:
+    """The mean of each image reward over the pictures of one rewrite; empty if there are none or one failed."""
+    if not results or any(result.error for result in results):
+        return {}
+    return {name: sum(r.scores[name] for r in results) / len(results) for name in results[0].scores}
 
 
 class LocalWorker:

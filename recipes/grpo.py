@@ -22,8 +22,14 @@ from brushup.config import DataConfig, PromptEnhancerConfig, RenderConfig
 from brushup.console import TrainingProgress, quiet_libraries
 from brushup.data import load_prompts
 from brushup.enhancer import PromptEnhancer
-from brushup.evaluation import Arm, evaluate_prompts, paired_difference, results_table, win_rate
-from brushup.grid import labelled_grid
+from brushup.evaluation import (
+    Arm,
+    before_after_sheet,
+    evaluate_prompts,
+    paired_difference,
+    results_table,
+    win_rate,
+)
 from brushup.render import Renderer
 from brushup.rewards import is_image_reward, label, load_reward, resolve
 from brushup.trainer import PromptEnhancerTrainer
@@ -86,61 +92,57 @@ def main(data: DataConfig, render: RenderConfig, args: PromptEnhancerConfig, mod
         f"prompts   {len(train_prompts):,} to train on, {len(validation):,} held out"
     )
 
-    # Before
+    # Before: each rank rewrites and draws its share of the held-out prompts
     enhancer = PromptEnhancer(trainer.model, trainer.processing_class)
 
-    def rewrite() -> list[str]:
-        """The policy's prompts for this rank's validation rows; the user's own where an answer is malformed."""
-        asked = [row["user_prompt"] for row in own_rows]
-        done = enhancer.enhance(asked, args.max_completion_length, args.temperature, seed=args.seed)
+    def rewrite(rows: list[dict]) -> list[str]:
+        """The policy's likeliest answers; where one is malformed the user's own prompt."""
+        asked = [row["user_prompt"] for row in rows]
+        done = enhancer.enhance(asked, args.max_completion_length, temperature=0)
+        malformed = sum(gather_object([sum(enhancement.fell_back for enhancement in done)]))
+        if malformed:
+            say(f"{malformed} answers are malformed: the user's prompt is drawn instead")
         return [enhancement.prompt for enhancement in done]
 
-    def evaluate(prompts: list[str]) -> Arm:
-        """Each rank draws its own rows; all get the whole."""
-        own = evaluate_prompts(
-            prompts,
-            own_rows,
-            worker,
-            trainer.text_rewards,
-            data.validation_images_per_prompt,
-            args.seed,
-            checker,
+    def evaluate(prompts: list[str], rows: list[dict]) -> Arm:
+        arm = evaluate_prompts(
+            prompts, rows, worker, trainer.text_rewards, data.validation_images_per_prompt, args.seed, checker
         )
-        return Arm.joined(gather_object([own]))
+        return Arm.joined(gather_object([arm]))
 
-    with state.split_between_processes(validation) as own_rows:
-        arms = {"original": evaluate([row["user_prompt"] for row in own_rows]), "untrained": evaluate(rewrite())}
+    with state.split_between_processes(validation) as rows:
+        arms = {"original": evaluate([row["user_prompt"] for row in rows], rows)}
+        arms["untrained"] = evaluate(rewrite(rows), rows)
     say(f"\nBefore training, {time.time() - start:.0f} s after the start:\n\n{results_table(arms)}\n")
 
     # Train
     fingerprint = [parameter.detach().float().sum().item() for parameter in trainable]
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     changed = sum(a != b.detach().float().sum().item() for a, b in zip(fingerprint, trainable, strict=True))
-    assert changed, "training changed no parameter: check learning_rate and whether any group's rewards differ"
+    assert changed, "training changed no parameter: check learning_rate and whether the rewards of a group differ"
+    trainer.save_model(args.output_dir)
 
     # After
-    with state.split_between_processes(validation) as own_rows:
-        arms["trained"] = evaluate(rewrite())
+    with state.split_between_processes(validation) as rows:
+        arms["trained"] = evaluate(rewrite(rows), rows)
     weights = dict(zip(trainer.reward_func_names, trainer.reward_weights.tolist(), strict=True))
-    gains = {name: paired_difference(arms["trained"], arms["untrained"], name) for name in weights}
     results = {
         "arms": {name: arm.summary() for name, arm in arms.items()},
-        "trained_minus_untrained": gains,
+        "trained_minus_untrained": {
+            name: paired_difference(arms["trained"], arms["untrained"], name) for name in weights
+        },
         "win_rate": win_rate(arms["trained"], arms["untrained"], weights),
         "seconds": round(time.time() - start, 1),
         "images_drawn": sum(gather_object([worker.images_drawn])),
     }
-
-    # Save
-    trainer.save_model(args.output_dir)
     if state.is_main_process:
         output = Path(args.output_dir)
         (output / "results.json").write_text(json.dumps(results, indent=2) + "\n")
-        trainer.create_model_card(model_name=output.name)
         (output / "images").mkdir(exist_ok=True)
-        before_after(arms, validation).save(output / "images" / "before_after.png")
+        before_after_sheet(arms["original"], arms["trained"]).save(output / "images" / "before_after.png")
+        trainer.create_model_card(model_name=output.name)
     say(f"\nOn {len(validation)} held-out prompts, the same seeds for each line:\n\n{results_table(arms)}\n")
-    for name, gain in gains.items():
+    for name, gain in results["trained_minus_untrained"].items():
         low, high = gain["ci95"]
         say(f"trained - untrained {name}: {gain['mean']:+.3f} (95 % interval {low:+.3f} to {high:+.3f})")
     say(
@@ -150,16 +152,6 @@ def main(data: DataConfig, render: RenderConfig, args: PromptEnhancerConfig, mod
     if args.push_to_hub:
         trainer.push_to_hub(commit_message="Trained with Brushup")
     trainer.end()
-
-
-def before_after(arms: dict[str, Arm], validation: list[dict], columns: int = 6):
-    """The first held-out prompts, each as the user wrote it (above) and as the trained policy did (below)."""
-    shown = [i for i in range(len(validation)) if arms["original"].first_images[i] and arms["trained"].first_images[i]]
-    lines = [
-        (title, [(arms[arm].first_images[i], arms[arm].prompts[i]) for i in shown[:columns]])
-        for title, arm in (("drawn from the user's prompt", "original"), ("drawn from the rewrite", "trained"))
-    ]
-    return labelled_grid(lines)
 
 
 if __name__ == "__main__":

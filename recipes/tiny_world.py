@@ -39,10 +39,11 @@ from transformers import (
     Qwen2VLVideoProcessor,
     set_seed,
 )
+from transformers.trainer_callback import PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
 from brushup import tiny_world as world
-from brushup.console import quiet_libraries
+from brushup.console import TrainingProgress, quiet_libraries
 from brushup.enhancer import PromptEnhancer
 from brushup.grid import labelled_grid
 from brushup.prompts import build_messages
@@ -246,7 +247,7 @@ def train_scorer(output: Path, scale: float, seed: int) -> None:
         tokens = tokenizer(texts, padding="max_length", truncation=True, max_length=TEXT_LENGTH, return_tensors="pt")
         return loss_function(**model((pictures - mean) / std, tokens.input_ids.to(DEVICE)))
 
-    optimize("scorer", list(model.parameters()), clip_loss, steps=max(2, int(1200 * scale)), lr=1.5e-3)
+    optimize("scorer", list(model.parameters()), clip_loss, steps=max(2, int(800 * scale)), lr=1.5e-3)
     folder = output / "scorer"
     folder.mkdir(parents=True, exist_ok=True)
     weights = {name: value.half().contiguous() for name, value in model.state_dict().items()}
@@ -368,12 +369,18 @@ def train_policy(output: Path, scale: float, seed: int) -> None:
         logging_steps=max(1, steps // 20),
         save_strategy="no",
         report_to="none",
+        disable_tqdm=True,
         seed=seed,
         use_cpu=DEVICE == "cpu",
     )
     trainer = SFTTrainer(
-        model=model, args=arguments, train_dataset=Dataset.from_list(examples), processing_class=tokenizer
+        model=model,
+        args=arguments,
+        train_dataset=Dataset.from_list(examples),
+        processing_class=tokenizer,
+        callbacks=[TrainingProgress()],
     )
+    trainer.remove_callback(PrinterCallback)
     trainer.train()
     model.half().save_pretrained(output / "policy")
     processor.save_pretrained(output / "policy")
@@ -468,6 +475,7 @@ def write_report(output: Path, seconds: dict[str, float], seed: int) -> None:
     ]
     table = "\n".join(lines).replace("| 100.0% | 1 |", "| 1 | 1 |")
     size = sum(file.stat().st_size for file in output.rglob("*") if file.is_file()) / 1e6
+    machine = torch.cuda.get_device_name() if DEVICE == "cuda" else f"{torch.get_num_threads()} CPU cores"
     timing = ", ".join(f"{part} {used:.0f} s" for part, used in seconds.items())
     report = f"""# The tiny world
 
@@ -484,7 +492,7 @@ Made by `python recipes/tiny_world.py --output data/tiny_world --seed {seed}`; n
 {table}
 
 Each share is of 500 (of 64 prompts for the different answers); pictures are judged by a checker that reads the pixels
-(`brushup/tiny_world.py`). {size:.1f} MB in all. Trained in: {timing}, on {DEVICE}.
+(`brushup/tiny_world.py`). {size:.1f} MB in all. Trained on {machine}: {timing}.
 """
     (output / "README.md").write_text(report)
     print("\n" + report)

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
 from brushup.config import PromptEnhancerConfig
 from brushup.data import load_prompts
-from brushup.trainer import PromptEnhancerTrainer, paired_seeds
+from brushup.trainer import PromptEnhancerTrainer
 from brushup.worker import RenderResult
 
 
@@ -99,13 +99,6 @@ def test_a_group_is_drawn_from_the_same_seeds_and_each_step_from_others(tmp_path
         assert all(len(some) == 2 for some in of_prompt.values())
         seeds += of_prompt.values()
     assert len(set.union(*seeds)) == sum(len(some) for some in seeds)  # no two groups share one
-
-
-def test_seeds_depend_on_run_step_prompt_and_index():
-    assert paired_seeds(0, 1, "a cat", 2) == paired_seeds(0, 1, "a cat", 2)
-    kinds = [(0, 1, "a cat"), (1, 1, "a cat"), (0, 2, "a cat"), (0, 1, "a dog")]
-    seeds = [seed for kind in kinds for seed in paired_seeds(*kind, 3)]
-    assert len(set(seeds)) == 12 and all(0 <= seed < 2**32 for seed in seeds)
 
 
 def test_a_failed_picture_leaves_its_row_out_and_nothing_else(tmp_path, caplog):
@@ -219,3 +212,17 @@ def test_names_that_a_user_sees_in_the_tracker(tmp_path):
     names = set(trainer.state.log_history[0])
     assert {"rewards/clip/mean", "rewards/quality_score/mean", "reward", "frac_reward_zero_std"} <= names
     assert {"render/malformed", "render/failed", "render/seconds", "render/wait_seconds"} <= names
+
+
+def test_a_row_that_one_reward_skips_is_left_out_whole(tmp_path):
+    """TRL alone would compare it with the others by the sum of fewer rewards."""
+    (tmp_path / "mine.py").write_text(
+        "def mine(prompts, completions, **columns):\n    return [None] + [0.5] * (len(prompts) - 1)\n"
+    )
+    trainer = make_trainer(
+        tmp_path, StubWorker(lambda job: 0.9), reward_funcs=["clip", f"{tmp_path}/mine.py:mine"], max_steps=1
+    )
+    trainer.train()
+    assert [math.isnan(reward) for reward in table(trainer, "clip")] == [True] + [False] * 7
+    assert list(trainer._logs["advantages"])[0] == 0
+    assert history(trainer, "rewards/mine/mean")[0] <= 0.5

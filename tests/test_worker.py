@@ -1,6 +1,6 @@
 import pytest
 
-from brushup.worker import LocalWorker, RenderJob
+from brushup.worker import LocalWorker, RenderJob, paired_seeds
 
 
 RED = "a big red circle on a white background"
@@ -37,3 +37,10 @@ def test_a_picture_that_one_reward_cannot_score_has_no_scores_at_all(renderer, s
     good, bad = LocalWorker(renderer, rewards).score([RenderJob(RED, RED, 1), RenderJob(BLUE, BLUE, 1)])
     assert good.scores == {"first": 1.0, "second": 0.5}
     assert bad.scores == {} and "second" in bad.error
+
+
+def test_seeds_depend_on_run_step_prompt_and_index():
+    assert paired_seeds(0, 1, "a cat", 2) == paired_seeds(0, 1, "a cat", 2)
+    kinds = [(0, 1, "a cat"), (1, 1, "a cat"), (0, 2, "a cat"), (0, 1, "a dog")]
+    seeds = [seed for kind in kinds for seed in paired_seeds(*kind, 3)]
+    assert len(set(seeds)) == 12 and all(0 <= seed < 2**32 for seed in seeds)
