@@ -23,22 +23,26 @@ def build_messages(user_prompt: str, system_prompt: str = SYSTEM_PROMPT) -> list
 # A label is a short run of these words before a colon: "Enhanced prompt:", "Here's the improved prompt for SD3:".
 _LABEL_WORD = (
     r"(?:prompts?|description|caption|rewrite|rewritten|enhanced|improved|refined|revised|optimi[sz]ed|output|answer|"
-    r"result|response|version|(?:향상된 |개선된 )?프롬프트|답변|결과|提示词|プロンプト)"
+    r"result|response|version|option|(?:향상된 |개선된 )?프롬프트|답변|결과|提示词|プロンプト)"
 )
 _LABEL = re.compile(
     r"^(?:(?:sure|certainly|of course|okay|ok|absolutely|great|here(?:['’]s| is| are)?|this is)\b[,.!]?\s*)*"
     r"(?:(?:the|your|my|an?|new|final|image|text-to-image|detailed|full|better|possible|more|vivid)\s+|"
-    rf"{_LABEL_WORD}\s+){{0,5}}{_LABEL_WORD}(?:\s+(?:for|of)\s[^\n:：]{{1,40}})?\s*[:：]\s*",
+    rf"{_LABEL_WORD}\s+){{0,5}}{_LABEL_WORD}(?:\s+(?:for|of)\s[^\n:：]{{1,40}})?\s*\d*\s*[:：]\s*",
     re.IGNORECASE,
 )
 # Chatter is a whole paragraph addressed to the user instead of the generator.
 _CHATTER = re.compile(
-    r"^(?:sure\b|certainly\b|of course\b|absolutely\b|okay\b[,!.]|ok\b[,!.]|great\b[,!]|here(?:'s|’s| is| are)\b|"
-    r"i (?:have|hope|kept|added|changed|rewrote|would|will|can|'ve|'ll)\b|i['’](?:ve|ll|m|d)\b|let me\b|feel free\b|"
-    r"hope (?:this|that|it)\b|this (?:prompt|version|rewrite|description)\b|note\s*[:：]|note that\b|explanation\b|"
-    r"would you\b|if you(?:'d|’d)?\b|물론|네[,!. ]|다음은|여기|참고)",
+    r"^(?:(?:sure|certainly|of course|absolutely|okay|ok|great)[,!.]|"
+    r"here(?:['’]s| is| are)\b.*\b(?:prompt|version|rewrite|description|caption)|"
+    r"i (?:have|hope|kept|added|changed|rewrote|would|will|can|cannot|can['’]t)\b|i['’](?:ve|ll|m|d)\b|"
+    r"let me know\b|feel free\b|hope (?:this|that|it)\b|this (?:prompt|version|rewrite|description)\b|"
+    r"(?:note|explanation)\s*[:：]|note that\b|would you\b|"
+    r"if you(?:['’]d)? (?:want|like|need)\b|물론|네[,!. ]|다음은|참고)",
     re.IGNORECASE,
 )
+# Where one paragraph ends: at an empty line, before a note, before the next of several numbered answers.
+_PARAGRAPH_END = re.compile(r"\n\s*\n|\n(?=\s*[*#_]*(?:note|explanation)\b)|\n(?=\s*\d+[.)]\s)", re.IGNORECASE)
 _QUOTES = {'"': '"', "'": "'", "“": "”", "‘": "’", "«": "»", "「": "」", "『": "』", "`": "`", "„": "“"}
 _SPECIAL_TOKEN = re.compile(r"<\|[a-z_]+\|>|</?s>")
 
@@ -93,7 +97,7 @@ def parse_answer(answer: str, finished: bool = True) -> str | None:
     if labelled:
         text = labelled.group(2)
     text = re.sub(r"^\s*#{1,6}\s[^\n]*\n+(?=\s*\S)", "", text)  # a heading over the prompt
-    for paragraph in re.split(r"\n\s*\n|\n(?=\s*(?:[*#_]*(?:note|explanation)\b))", text.strip(), flags=re.IGNORECASE):
+    for paragraph in _PARAGRAPH_END.split(text.strip()):
         paragraph = _strip_wrapping(_strip_label(_strip_wrapping(paragraph)))
         if not paragraph or _CHATTER.match(paragraph):
             continue

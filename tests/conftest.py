@@ -7,6 +7,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before any import of a Hugging Face librar
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import pytest
+import torch
+from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM, Qwen2VLForConditionalGeneration
 
 from brushup.render import Renderer
 from brushup.rewards import load_reward
@@ -43,3 +45,21 @@ def worker(renderer, clip) -> LocalWorker:
 @pytest.fixture(scope="session")
 def validation_rows() -> list[dict]:
     return [json.loads(line) for line in (TINY_WORLD / "validation.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="session")
+def text_policy(tmp_path_factory) -> str:
+    """A text-only policy: the text model of the tiny Qwen2-VL as a Qwen2."""
+    folder = tmp_path_factory.mktemp("text_policy")
+    vision_language = Qwen2VLForConditionalGeneration.from_pretrained(TINY_WORLD / "policy", dtype=torch.float32)
+    settings = vision_language.config.text_config.to_dict()
+    settings["rope_parameters"] = {"rope_type": "default", "rope_theta": settings["rope_parameters"]["rope_theta"]}
+    model = Qwen2ForCausalLM(Qwen2Config(**{key: settings[key] for key in settings if key in vars(Qwen2Config())}))
+    model.model.load_state_dict(vision_language.model.language_model.state_dict())
+    model.tie_weights()
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(TINY_WORLD / "policy").save_pretrained(folder)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    del settings["processor_class"]  # it came with a processor for pictures
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return str(folder)

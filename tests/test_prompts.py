@@ -44,6 +44,10 @@ ANSWERS = [
     (f"{CAT}\n\nThis prompt adds detail and lighting.", CAT),
     (f"{CAT}\nNote: I kept the cat.", CAT),
     ("a fluffy orange cat\non a windowsill,\nsoft morning light", CAT),
+    (f"1. {CAT}\n2. a cat in the snow", CAT),
+    (f"Option 1: {CAT}\n\nOption 2: a cat in the snow", CAT),
+    ("Here is a fox in the snow, seen from above", "Here is a fox in the snow, seen from above"),
+    ("sure-footed goats on a cliff", "sure-footed goats on a cliff"),
     # thinking
     (f"<think>The user wants a cat. Prompt: a dog?</think>\n{CAT}", CAT),
     (f"The user wants a cat.\n</think>\n\n{CAT}", CAT),
@@ -64,6 +68,8 @@ ANSWERS = [
     ("...", None),
     ("Enhanced prompt:", None),
     ("<|im_end|>", None),
+    ("I can't help with that.", None),
+    ("Sure! I'd be glad to help.", None),
 ]
 
 

@@ -8,8 +8,10 @@ import sys
 import pandas
 import pytest
 from conftest import REPOSITORY, TINY_WORLD
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image
 from safetensors.torch import load_file
+from transformers import CLIPTextModel, CLIPTokenizer
 
 
 def launch_line() -> list[str]:
@@ -103,6 +105,43 @@ def test_a_resumed_run_goes_on_from_its_checkpoint(short_run, tmp_path):
 def test_a_wrong_setting_is_named(flags, says, tmp_path):
     done = launch("--output_dir", str(tmp_path), *flags)
     assert done.returncode != 0 and says in done.stderr
+
+
+def test_another_policy_generator_and_reward_by_name(tmp_path, text_policy):
+    """Only names differ: a text-only Qwen2, a Stable Diffusion 1.5 (random weights), and the README's own reward."""
+    parts = TINY_WORLD / "generator"
+    StableDiffusionPipeline(
+        vae=AutoencoderKL.from_pretrained(parts / "vae"),
+        text_encoder=CLIPTextModel.from_pretrained(parts / "text_encoder"),
+        tokenizer=CLIPTokenizer.from_pretrained(parts / "tokenizer"),
+        unet=UNet2DConditionModel(
+            sample_size=8,
+            block_out_channels=(16, 32),
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+            layers_per_block=1,
+            cross_attention_dim=64,
+            norm_num_groups=8,
+        ),
+        scheduler=DDIMScheduler(clip_sample=False),
+        safety_checker=None,
+        feature_extractor=None,
+    ).save_pretrained(tmp_path / "generator")
+
+    example = re.search(r"```python\n(# my_rewards.py\n.*?)```", (REPOSITORY / "README.md").read_text(), re.DOTALL)
+    (tmp_path / "my_rewards.py").write_text(example.group(1))
+    rows = (TINY_WORLD / "validation.jsonl").read_text().splitlines()[:4]
+    (tmp_path / "validation.jsonl").write_text("\n".join(rows))
+    done = launch(
+        *("--model_name_or_path", text_policy, "--generator", str(tmp_path / "generator")),
+        *("--generator_init_kwargs", "{}", "--render_kwargs", '{"num_inference_steps": 2, "height": 32, "width": 32}'),
+        *("--reward_funcs", "clip", f"{tmp_path / 'my_rewards.py'}:Redness", "--reward_weights", "1.0", "0.1"),
+        *("--validation_prompts", str(tmp_path / "validation.jsonl"), "--output_dir", str(tmp_path / "out")),
+        *("--max_steps", "2", "--logging_steps", "1", "--lora_target_modules", "q_proj", "v_proj"),
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    arms = json.loads((tmp_path / "out" / "results.json").read_text())["arms"]
+    assert set(arms["original"]["rewards"]) == {"clip", "Redness"}
 
 
 @pytest.mark.slow
