@@ -59,6 +59,9 @@ def _strip_wrapping(text: str) -> str:
                 break
         if len(text) >= 2 and _QUOTES.get(text[0]) == text[-1] and text[0] not in text[1:-1]:
             text = text[1:-1]
+        for mark in ('"', "**", "`"):  # one that was never closed, or never opened
+            if text.count(mark) == 1:
+                text = text.removeprefix(mark).removesuffix(mark)
         if text == before:
             return text
 

@@ -17,6 +17,9 @@ ANSWERS = [
     (f"“{CAT}”", CAT),
     (f"'{CAT}'", CAT),
     (f"`{CAT}`", CAT),
+    (f'{CAT}"', CAT),
+    (f"**{CAT}", CAT),
+    ('a 12" ruler on a desk', 'a 12" ruler on a desk'),
     ('a shop sign that says "OPEN"', 'a shop sign that says "OPEN"'),
     ('"STOP" written on a red sign, under the word "GO"', '"STOP" written on a red sign, under the word "GO"'),
     # labels
