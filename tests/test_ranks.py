@@ -16,7 +16,7 @@ from accelerate import PartialState
 from test_trainer import StubWorker, make_trainer
 
 folder, failing = Path(sys.argv[1]), sys.argv[2]
-rank = PartialState(cpu=True).process_index
+rank = PartialState(cpu=True, backend="gloo").process_index
 
 def verdict(job):
     if failing == "always" or (failing == "once on rank 1" and rank == 1 and len(worker.batches) == 1):
@@ -42,12 +42,9 @@ outcome["failed"] = [entry["render/failed"] for entry in trainer.state.log_histo
 
 def two_ranks(folder, failing):
     (folder / "train.py").write_text(TRAIN)
-    launcher = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--cpu", "--num_processes", "2"]
-    command = [*launcher, "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    command += ["--num_cpu_threads_per_process", "1", "--main_process_port", "0", str(folder / "train.py")]
-    done = subprocess.run(
-        [*command, str(folder), failing], cwd=REPOSITORY, capture_output=True, text=True, timeout=240
-    )
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command = [*launcher, str(folder / "train.py"), str(folder), failing]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-3000:]
     return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in (0, 1)]
 
