@@ -11,8 +11,27 @@ from trl import GRPOConfig
 class DataConfig:
     """The prompts, and how the recipe compares before with after."""
 
-    train_prompts: str = field(metadata={"help": "Prompts to train on: a JSONL file with a `user_prompt` a row."})
-    validation_prompts: str = field(metadata={"help": "Held-out prompts for the before/after table, same format."})
+    train_prompts: str = field(
+        metadata={
+            "help": "Prompts to train on: a .jsonl, .csv or .parquet file, or a Hub data set (its split `train`)."
+        }
+    )
+    validation_prompts: str = field(
+        metadata={"help": "Held-out prompts for the before/after table, likewise (its split `validation`)."}
+    )
+    prompt_column: str = field(default="user_prompt", metadata={"help": "The column with the user's prompt."})
+    skip_bad_rows: bool = field(
+        default=False, metadata={"help": "Leave bad rows out, and say how many, instead of stopping at the first."}
+    )
+    max_train_samples: int | None = field(default=None, metadata={"help": "Train on the first so many prompts."})
+    balance_by: str | None = field(
+        default=None,
+        metadata={
+            "help": "`category` or `difficulty`: its values take turns, so that each batch has all of them alike.",
+            "choices": ["category", "difficulty"],
+        },
+    )
+    curriculum: bool = field(default=False, metadata={"help": "Easy prompts first, by the column `difficulty`."})
     validation_images_per_prompt: int = field(
         default=1, metadata={"help": "Pictures drawn of each validation prompt and arm, at the same seeds."}
     )

@@ -20,7 +20,7 @@ from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 
 from brushup.config import DataConfig, PromptEnhancerConfig, RenderConfig
 from brushup.console import TrainingProgress, quiet_libraries
-from brushup.data import load_prompts
+from brushup.data import load_prompts, order_rows
 from brushup.enhancer import PromptEnhancer
 from brushup.evaluation import (
     Arm,
@@ -42,8 +42,13 @@ def main(data: DataConfig, render: RenderConfig, args: PromptEnhancerConfig, mod
     say = print if state.is_main_process else lambda *words: None
 
     # Data, rewards: names and rows are checked before any model is loaded.
-    train_prompts = load_prompts(data.train_prompts)
-    validation = load_prompts(data.validation_prompts).to_list()
+    train_prompts = load_prompts(
+        data.train_prompts, "train", data.prompt_column, data.skip_bad_rows, data.max_train_samples
+    )
+    if data.balance_by or data.curriculum:
+        train_prompts = order_rows(train_prompts, data.balance_by, data.curriculum, args.seed)
+        args.shuffle_dataset = False
+    validation = list(load_prompts(data.validation_prompts, "validation", data.prompt_column, data.skip_bad_rows))
     checker = resolve(data.checker) if data.checker else None
     image_rewards = [name for name in args.reward_funcs if is_image_reward(name)]
 
