@@ -1,14 +1,18 @@
 """The renderer: a diffusers text-to-image pipeline that turns prompts and seeds into pictures."""
 
 import inspect
+import logging
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
 from PIL import Image
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -73,17 +77,22 @@ class Renderer:
 
         Returns:
             In the order of the jobs a PIL image or a `RenderFailure`: the pipeline raised, or the picture has NaNs or
-            is blank (all pixels alike). One failure does not touch the other batches.
+            is blank (all pixels alike). One failure does not touch the other batches. Out of memory halves the batch
+            size and goes on; only a single picture that does not fit is a failure.
         """
         seeds_of: dict[str, list[int]] = defaultdict(list)
         for prompt, seed in dict.fromkeys(jobs):
             seeds_of[prompt].append(seed)
+        drawn = self._draw_all(seeds_of)
+        return [drawn[job] for job in jobs]
+
+    def _draw_all(self, seeds_of: Mapping[str, list[int]]) -> dict[tuple[str, int], Image.Image | RenderFailure]:
         drawn: dict[tuple[str, int], Image.Image | RenderFailure] = {}
         for prompts, seeds in self._batches(seeds_of):
             drawn.update(self._draw(prompts, seeds))
-        return [drawn[job] for job in jobs]
+        return drawn
 
-    def _batches(self, seeds_of: dict[str, list[int]]) -> Iterator[tuple[list[str], list[list[int]]]]:
+    def _batches(self, seeds_of: Mapping[str, list[int]]) -> Iterator[tuple[list[str], list[list[int]]]]:
         """Batches of prompts that all have the same number of seeds, since a pipeline takes one number for all."""
         by_count: dict[int, list[tuple[str, list[int]]]] = defaultdict(list)
         for prompt, seeds in seeds_of.items():
@@ -91,9 +100,10 @@ class Renderer:
                 some = seeds[start : start + self.batch_size]
                 by_count[len(some)].append((prompt, some))
         for count, items in by_count.items():
-            width = self.batch_size // count
-            for start in range(0, len(items), width):
-                prompts, seeds = zip(*items[start : start + width], strict=True)
+            while items:
+                width = max(1, self.batch_size // count)  # running out of memory makes it smaller meanwhile
+                prompts, seeds = zip(*items[:width], strict=True)
+                del items[:width]
                 yield list(prompts), list(seeds)
 
     @torch.inference_mode()
@@ -107,10 +117,19 @@ class Renderer:
                 output_type="pt",
                 **self.render_kwargs,
             ).images.float()
-        except RuntimeError as error:  # torch: out of memory, a kernel that failed
+        except torch.OutOfMemoryError as error:
+            out_of_memory = str(error)  # and not the error itself: its traceback holds the memory
+        except RuntimeError as error:
             return dict.fromkeys(jobs, RenderFailure(f"{type(error).__name__}: {error}"))
-        self.images_drawn += len(jobs)
-        return {job: self._to_image(picture) for job, picture in zip(jobs, pictures, strict=True)}
+        else:
+            self.images_drawn += len(jobs)
+            return {job: self._to_image(picture) for job, picture in zip(jobs, pictures, strict=True)}
+        if len(jobs) == 1:
+            return {jobs[0]: RenderFailure(f"out of memory for a single picture: {out_of_memory}")}
+        self.batch_size = min(self.batch_size, len(jobs) // 2)
+        logger.warning("out of memory with %d pictures at once; going on with %d", len(jobs), self.batch_size)
+        torch.cuda.empty_cache()
+        return self._draw_all(dict(zip(prompts, seeds, strict=True)))
 
     @staticmethod
     def _to_image(picture: torch.Tensor) -> Image.Image | RenderFailure:

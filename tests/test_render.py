@@ -61,13 +61,39 @@ def test_a_batch_that_the_machine_fails_does_not_touch_the_others(renderer, monk
     def fail_first(*args, **kwargs):
         calls.append(1)
         if len(calls) == 1:
-            raise torch.OutOfMemoryError("CUDA out of memory (said the test)")
+            raise RuntimeError("a kernel failed (said the test)")
         return draw(*args, **kwargs)
 
     monkeypatch.setattr(renderer.pipeline.transformer, "forward", fail_first)
     pictures = renderer.render([(f"{RED} {number}", 1) for number in range(10)])
     assert [isinstance(picture, RenderFailure) for picture in pictures] == [True] * 8 + [False] * 2
-    assert "out of memory" in pictures[0].reason
+    assert "a kernel failed" in pictures[0].reason
+
+
+def test_out_of_memory_halves_the_batch_and_goes_on(renderer, monkeypatch, caplog):
+    draw = renderer.pipeline.transformer.forward
+
+    def fit_three(hidden_states, **kwargs):  # guidance doubles the batch
+        if hidden_states.shape[0] > 6:
+            raise torch.OutOfMemoryError("CUDA out of memory (said the test)")
+        return draw(hidden_states=hidden_states, **kwargs)
+
+    jobs = [(RED, seed) for seed in range(6)] + [(BLUE, 1), (GREEN, 1)]
+    wanted = renderer.render(jobs)
+    monkeypatch.setattr(renderer.pipeline.transformer, "forward", fit_three)
+    monkeypatch.setattr(renderer, "batch_size", 8)
+    pictures = renderer.render(jobs)
+    assert renderer.batch_size <= 3 and "out of memory with 6 pictures at once; going on with 3" in caplog.text
+    assert all(abs(pixels(a) - pixels(b)).max() <= 2 for a, b in zip(pictures, wanted, strict=True))
+
+
+def test_a_single_picture_that_does_not_fit_is_a_failure(renderer, monkeypatch):
+    def fit_nothing(**kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory (said the test)")
+
+    monkeypatch.setattr(renderer.pipeline.transformer, "forward", fit_nothing)
+    monkeypatch.setattr(renderer, "batch_size", 8)
+    assert all("out of memory for a single picture" in p.reason for p in renderer.render([(RED, 1), (BLUE, 1)]))
 
 
 def test_an_argument_that_the_pipeline_does_not_take_is_named():
