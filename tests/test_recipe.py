@@ -21,8 +21,11 @@ def launch_line() -> list[str]:
 
 
 def launch(*flags: str, timeout: int = 200) -> subprocess.CompletedProcess:
+    line = launch_line()
+    if "--config" in flags:
+        line = line[: line.index("--config")]
     program = [sys.executable, "-m", "accelerate.commands.accelerate_cli"]
-    command = [*program, *launch_line()[1:], *flags]
+    command = [*program, *line[1:], *flags]
     return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=timeout)
 
 
@@ -142,6 +145,23 @@ def test_another_policy_generator_and_reward_by_name(tmp_path, text_policy):
     assert done.returncode == 0, done.stderr[-3000:]
     arms = json.loads((tmp_path / "out" / "results.json").read_text())["arms"]
     assert set(arms["original"]["rewards"]) == {"clip", "Redness"}
+
+
+def test_the_yaml_for_real_models_differs_in_names_and_sizes_only(tmp_path):
+    """The file for one GPU, its names and sizes exchanged for tiny ones: all else runs as it stands."""
+    rows = (TINY_WORLD / "validation.jsonl").read_text().splitlines()[:4]
+    (tmp_path / "validation.jsonl").write_text("\n".join(rows))
+    done = launch(
+        *("--config", "recipes/qwen2vl_2b_sd3_1gpu.yaml", "--output_dir", str(tmp_path / "out")),
+        *("--model_name_or_path", str(TINY_WORLD / "policy"), "--generator", str(TINY_WORLD / "generator")),
+        *("--render_kwargs", '{"num_inference_steps": 4, "height": 32, "width": 32, "max_sequence_length": 1}'),
+        *("--reward_kwargs", json.dumps({"clip": {"model_name": f"local-dir:{TINY_WORLD / 'scorer'}"}})),
+        *("--validation_prompts", str(tmp_path / "validation.jsonl"), "--max_steps", "1", "--logging_steps", "1"),
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert set(results["arms"]["trained"]["rewards"]) == {"clip", "quality_score"}
+    assert results["arms"]["trained"]["checker_accuracy"] is None
 
 
 @pytest.mark.slow
