@@ -126,7 +126,7 @@ def test_another_policy_generator_and_reward_by_name(tmp_path, text_policy):
             cross_attention_dim=64,
             norm_num_groups=8,
         ),
-        scheduler=DDIMScheduler(clip_sample=False),
+        scheduler=DDIMScheduler(clip_sample=False, steps_offset=1),
         safety_checker=None,
         feature_extractor=None,
     ).save_pretrained(tmp_path / "generator")
@@ -152,7 +152,7 @@ def test_the_yaml_for_real_models_differs_in_names_and_sizes_only(tmp_path):
     rows = (TINY_WORLD / "validation.jsonl").read_text().splitlines()[:4]
     (tmp_path / "validation.jsonl").write_text("\n".join(rows))
     done = launch(
-        *("--config", "recipes/qwen2vl_2b_sd3_1gpu.yaml", "--output_dir", str(tmp_path / "out")),
+        *("--config", "recipes/qwen2vl_2b_sd3_1gpu.yaml", "--output_dir", str(tmp_path / "out"), "--use_cpu", "true"),
         *("--model_name_or_path", str(TINY_WORLD / "policy"), "--generator", str(TINY_WORLD / "generator")),
         *("--render_kwargs", '{"num_inference_steps": 4, "height": 32, "width": 32, "max_sequence_length": 1}'),
         *("--reward_kwargs", json.dumps({"clip": {"model_name": f"local-dir:{TINY_WORLD / 'scorer'}"}})),
