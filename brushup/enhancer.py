@@ -73,9 +73,10 @@ class PromptEnhancer:
         else:
             tokenizer = self.processor
         tokenizer.padding_side = "left"
-        inputs = self.processor.apply_chat_template(
-            messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt", padding=True
-        ).to(self.model.device)
+        texts = self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        inputs = self.processor(text=texts, padding=True, add_special_tokens=False, return_tensors="pt").to(
+            self.model.device
+        )
         declared = self.model.generation_config.eos_token_id
         ends = {tokenizer.eos_token_id, *(declared if isinstance(declared, list) else [declared])} - {None}
         sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}

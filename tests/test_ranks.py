@@ -1,11 +1,15 @@
 """Two ranks on this machine: what goes wrong on one must never leave the other waiting."""
 
 import json
+import os
 import subprocess
 import sys
 
+import pandas
 import pytest
 from conftest import REPOSITORY
+
+from brushup.worker import RenderJob, paired_seeds
 
 
 TRAIN = """
@@ -40,12 +44,18 @@ outcome["failed"] = [entry["render/failed"] for entry in trainer.state.log_histo
 """
 
 
+def on_two_ranks(*command: str) -> None:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*launcher, *command], cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
 def two_ranks(folder, failing):
     (folder / "train.py").write_text(TRAIN)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command = [*launcher, str(folder / "train.py"), str(folder), failing]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr[-3000:]
+    on_two_ranks(str(folder / "train.py"), str(folder), failing)
     return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in (0, 1)]
 
 
@@ -66,3 +76,25 @@ def test_all_ranks_stop_alike_when_nothing_can_be_scored(tmp_path):
     first, second = two_ranks(tmp_path, "always")
     assert first["error"] == second["error"]
     assert "no rewrite of the last 2 batches could be scored" in first["error"]
+
+
+@pytest.mark.slow
+def test_the_recipe_shares_its_work_between_ranks(tmp_path, worker, validation_rows):
+    """Each rank rewrites and draws half of the held-out prompts; the table is over all of them, in their order."""
+    rows = validation_rows[:7]
+    (tmp_path / "validation.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    on_two_ranks(
+        *("recipes/grpo.py", "--config", "recipes/tiny_cpu.yaml", "--use_cpu", "true", "--ddp_backend", "gloo"),
+        *("--validation_prompts", str(tmp_path / "validation.jsonl"), "--output_dir", str(tmp_path / "out")),
+        *("--per_device_train_batch_size", "8", "--max_steps", "2", "--logging_steps", "1"),
+    )
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert [arm["n"] for arm in results["arms"].values()] == [7, 7, 7]
+    jobs = [
+        RenderJob(row["user_prompt"], row["user_prompt"], paired_seeds(0, "validation", row["user_prompt"], 1)[0])
+        for row in rows
+    ]
+    alone = [result.scores["clip"] for result in worker.score(jobs)]
+    assert results["arms"]["original"]["rewards"]["clip"] == pytest.approx(sum(alone) / 7, abs=1e-3)
+    completions = pandas.read_parquet(tmp_path / "out" / "completions" / "completions_00002.parquet")
+    assert len(completions) == 16 and completions["user_prompt"].nunique() == 2
