@@ -57,6 +57,8 @@ def evaluate_prompts(
     Raises:
         RuntimeError: not one prompt could be drawn and scored.
     """
+    if not rows:  # a rank without a share, where there are more ranks than prompts
+        return Arm([], [], [])
     jobs = [
         RenderJob(prompt, row["user_prompt"], drawn_from)
         for prompt, row in zip(prompts, rows, strict=True)

@@ -62,9 +62,9 @@ class PromptEnhancerTrainer(GRPOTrainer):
         self.reward_func_names = labels
         self.worker = worker
         self._failed_batches = 0
-        banned = vision_placeholder_ids(self.model.config)
-        if banned and not self.use_vllm:
-            self.generation_config.suppress_tokens = self.generation_kwargs["suppress_tokens"] = banned
+        if not self.use_vllm:
+            banned = {*vision_placeholder_ids(self.model.config), *(self.generation_config.suppress_tokens or ())}
+            self.generation_config.suppress_tokens = self.generation_kwargs["suppress_tokens"] = list(banned) or None
 
     def _generate_and_score_completions(self, inputs):
         self._rows = inputs

@@ -54,6 +54,10 @@ def test_an_arm_on_the_tiny_world(worker, validation_rows):
     assert "right pictures" in lines[0] and len({len(line) for line in lines}) == 1
 
 
+def test_a_rank_without_a_share_adds_nothing(worker):
+    assert Arm.joined([arm(0.1), evaluate_prompts([], [], worker, {}, 1, seed=0)]).rewards == [{"clip": 0.1}]
+
+
 def test_joined_arms_keep_the_order():
     joined = Arm.joined([arm(0.1, 0.2), arm(0.3)])
     assert [row["clip"] for row in joined.rewards] == [0.1, 0.2, 0.3] and len(joined.prompts) == 3
