@@ -12,7 +12,7 @@ from PIL import Image
 from brushup.config import PromptEnhancerConfig
 from brushup.data import load_prompts
 from brushup.trainer import PromptEnhancerTrainer
-from brushup.worker import RenderResult
+from brushup.worker import RenderResult, paired_seeds
 
 
 POLICY = str(TINY_WORLD / "policy")
@@ -88,15 +88,13 @@ def test_every_trainable_parameter_changes_and_no_frozen_one(tmp_path):
 
 def test_a_group_is_drawn_from_the_same_seeds_and_each_step_from_others(tmp_path):
     worker = StubWorker()
-    make_trainer(tmp_path, worker, images_per_prompt=2).train()
-    seeds = []
-    for jobs in worker.batches:
-        of_prompt = {}
+    trainer = make_trainer(tmp_path, worker, images_per_prompt=2)
+    trainer.train()
+    for step, jobs in enumerate(worker.batches):
+        seeds = {}
         for job in jobs:
-            of_prompt.setdefault(job.user_prompt, set()).add(job.seed)
-        assert all(len(some) == 2 for some in of_prompt.values())
-        seeds += of_prompt.values()
-    assert len(set.union(*seeds)) == sum(len(some) for some in seeds)  # no two groups share one
+            seeds.setdefault(job.user_prompt, set()).add(job.seed)
+        assert seeds == {prompt: set(paired_seeds(trainer.args.seed, step, prompt, 2)) for prompt in seeds}
 
 
 def test_a_failed_picture_leaves_its_row_out_and_nothing_else(tmp_path, caplog):
@@ -127,15 +125,16 @@ def test_a_failed_picture_leaves_its_row_out_and_nothing_else(tmp_path, caplog):
 
 
 def test_a_malformed_answer_has_reward_zero_and_is_not_drawn(tmp_path):
+    (tmp_path / "mine.py").write_text("def mine(prompts, completions, **columns):\n    return [0.7] * len(prompts)\n")
     worker = StubWorker(lambda job: 0.9)
-    trainer = make_trainer(
-        tmp_path, worker, max_steps=1, max_completion_length=6, reward_funcs=["clip", "quality_score"]
-    )
+    rewards = ["clip", f"{tmp_path}/mine.py:mine"]
+    trainer = make_trainer(tmp_path, worker, max_steps=1, max_completion_length=6, reward_funcs=rewards)
     trainer.train()  # six tokens are too few: most answers are cut off
     rewrites = table(trainer, "rewrite")
     assert None in rewrites
     assert len(worker.batches[0]) == sum(rewrite is not None for rewrite in rewrites)
-    assert [reward == 0 for reward in table(trainer, "clip")] == [rewrite is None for rewrite in rewrites]
+    for name in ("clip", "mine"):
+        assert [r == 0 for r in trainer._logs["rewards"][name]] == [rewrite is None for rewrite in rewrites]
     assert history(trainer, "render/malformed") == [rewrites.count(None) / 8]
 
 
