@@ -1,5 +1,6 @@
 """The trainer with the tiny policy; a stand-in worker says what the test needs about each picture."""
 
+import json
 import math
 from concurrent.futures import Future
 
@@ -39,7 +40,7 @@ class StubWorker:
         return future
 
 
-def make_trainer(tmp_path, worker, model=POLICY, lora=True, **options):
+def make_trainer(tmp_path, worker, model=POLICY, lora=True, prompts=TINY_WORLD / "train.jsonl", **options):
     args = PromptEnhancerConfig(
         output_dir=str(tmp_path),
         **{
@@ -64,7 +65,7 @@ def make_trainer(tmp_path, worker, model=POLICY, lora=True, **options):
         model,
         worker,
         args,
-        train_dataset=load_prompts(str(TINY_WORLD / "train.jsonl")),
+        train_dataset=load_prompts(str(prompts)),
         peft_config=LoraConfig(r=4, target_modules=targets, task_type="CAUSAL_LM") if lora else None,
     )
 
@@ -206,3 +207,14 @@ def test_a_row_that_one_reward_skips_is_left_out_whole(tmp_path):
     assert [math.isnan(reward) for reward in table(trainer, "clip")] == [True] + [False] * 7
     assert list(trainer._logs["advantages"])[0] == 0
     assert history(trainer, "rewards/mine/mean")[0] <= 0.5
+
+
+def test_a_picture_beside_the_prompt_reaches_the_policy(tmp_path):
+    Image.new("RGB", (32, 32), "red").save(tmp_path / "red.png")
+    rows = [{"user_prompt": f"like this, number {n}", "image": "red.png"} for n in range(4)]
+    (tmp_path / "prompts.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    trainer = make_trainer(tmp_path, StubWorker(), prompts=tmp_path / "prompts.jsonl")
+    shown = []
+    trainer.model.get_base_model().model.visual.register_forward_hook(lambda *_: shown.append(1))
+    trainer.train()
+    assert shown and len(history(trainer, "reward")) == 2
