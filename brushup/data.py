@@ -103,7 +103,7 @@ def _read(source: str, split: str) -> tuple[Dataset, list[str], list[str]]:
 
 def _read_jsonl(path: str) -> Iterator[tuple[str, dict | str]]:
     """(file and line, the row or what is wrong with it)."""
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(Path(path).read_text(encoding="utf-8").split("\n"), start=1):
         if not line.strip():
             continue
         try:

@@ -28,8 +28,8 @@ class ImageRewardColumn:
         self.__name__ = name
 
     def __call__(self, image_scores: list[dict[str, float]], **columns: Any) -> list[float]:
-        # A row without scores is malformed or failed; `_calculate_rewards` overwrites it.
-        return [scores.get(self.__name__, 0.0) for scores in image_scores]
+        # A row without any scores is malformed or failed; `_calculate_rewards` overwrites it.
+        return [scores[self.__name__] if scores else 0.0 for scores in image_scores]
 
 
 class PromptEnhancerTrainer(GRPOTrainer):

@@ -56,7 +56,14 @@ TEXT_LENGTH = 32  # tokens that the generator's and the scorer's text encoders r
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def optimize(name: str, params: list, loss_of_batch: Callable[[], torch.Tensor], steps: int, lr: float, after=None):
+def optimize(
+    name: str,
+    params: list,
+    loss_of_batch: Callable[[], torch.Tensor],
+    steps: int,
+    lr: float,
+    after: Callable[[], None] | None = None,
+):
     """AdamW with a short warm-up and a cosine decay; prints the loss twenty times."""
     optimizer = torch.optim.AdamW(params, lr=lr, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps + 1, pct_start=0.05)

@@ -51,6 +51,14 @@ def test_a_broken_file_is_named_with_its_line(tmp_path, name, text, says):
         load_prompts(write(tmp_path / name, text))
 
 
+def test_only_a_line_feed_ends_a_row(tmp_path):
+    """JSON allows other line separators inside a text."""
+    file = write(tmp_path / "p.jsonl", '{"user_prompt": "a sign:\u2028OPEN"}\r\n{"user_prompt": ""}')
+    with pytest.raises(ValueError, match=r"p\.jsonl:2: "):
+        load_prompts(file)
+    assert list(load_prompts(file, skip_bad_rows=True)["user_prompt"]) == ["a sign:\u2028OPEN"]
+
+
 def test_bad_rows_can_be_left_out_and_are_counted(tmp_path, caplog):
     lines = ['{"user_prompt": "a cat"}', "oops", '{"user_prompt": ""}', '{"user_prompt": "a dog"}']
     with caplog.at_level(logging.WARNING):

@@ -157,6 +157,15 @@ def test_a_reward_that_raises_leaves_rows_out_instead_of_ranks_apart(tmp_path):
         trainer.train()
 
 
+def test_a_reward_that_the_worker_does_not_give_is_an_error_and_not_zero(tmp_path):
+    (tmp_path / "mine.py").write_text("def mine(images, user_prompts, prompts):\n    return [0.5] * len(images)\n")
+    trainer = make_trainer(
+        tmp_path, StubWorker(), reward_funcs=["clip", f"{tmp_path}/mine.py:mine"], max_failed_batches=1
+    )
+    with pytest.raises(RuntimeError, match="KeyError: 'mine'"):
+        trainer.train()
+
+
 def test_sample_pictures_are_saved(tmp_path):
     make_trainer(tmp_path, StubWorker(), max_steps=3, log_images_steps=2).train()
     files = sorted(file.name for file in (tmp_path / "images").iterdir())
