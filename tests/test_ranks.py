@@ -41,6 +41,8 @@ outcome["names"] = sorted(trainer._metrics["train"]) + [sorted(entry) for entry 
 outcome["reward"] = [entry.get("reward") for entry in trainer.state.log_history]
 outcome["failed"] = [entry["render/failed"] for entry in trainer.state.log_history if "render/failed" in entry]
 (folder / f"rank{rank}.json").write_text(json.dumps(outcome))
+trainer.accelerator.wait_for_everyone()  # a rank that leaves early can break the other's shutdown
+trainer.end()
 """
 
 
