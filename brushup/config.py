@@ -9,16 +9,14 @@ from trl import GRPOConfig
 
 @dataclass
 class DataConfig:
-    """The prompts, and how the recipe compares before with after."""
+    """The prompts."""
 
     train_prompts: str = field(
         metadata={
             "help": "Prompts to train on: a .jsonl, .csv or .parquet file, or a Hub data set (its split `train`)."
         }
     )
-    validation_prompts: str = field(
-        metadata={"help": "Held-out prompts for the before/after table, likewise (its split `validation`)."}
-    )
+    validation_prompts: str = field(metadata={"help": "Held-out prompts, likewise (its split `validation`)."})
     prompt_column: str = field(default="user_prompt", metadata={"help": "The column with the user's prompt."})
     skip_bad_rows: bool = field(
         default=False, metadata={"help": "Leave bad rows out, and say how many, instead of stopping at the first."}
@@ -32,17 +30,6 @@ class DataConfig:
         },
     )
     curriculum: bool = field(default=False, metadata={"help": "Easy prompts first, by the column `difficulty`."})
-    validation_images_per_prompt: int = field(
-        default=1, metadata={"help": "Pictures drawn of each validation prompt and arm, at the same seeds."}
-    )
-    checker: str | None = field(
-        default=None,
-        metadata={
-            "help": "Ground truth for the before/after table, never a reward: `package.module:function` or "
-            "`path/to/file.py:function`, called with (images, scene) where `scene` is a validation column; returns "
-            "a bool for each picture. The tiny world has one."
-        },
-    )
 
 
 @dataclass
@@ -66,9 +53,34 @@ class RenderConfig:
         default=None, metadata={"help": "Where to draw and to score: default cuda, else mps, else cpu."}
     )
     render_dtype: str = field(default="float32", metadata={"help": "The generator's torch dtype, e.g. bfloat16."})
+    scheduler: str | None = field(
+        default=None,
+        metadata={
+            "help": "A diffusers scheduler by class name, e.g. DPMSolverMultistepScheduler; it gets the settings of "
+            "the generator's own, which is the default."
+        },
+    )
+    scheduler_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Settings of the scheduler that replace the generator's, e.g. {shift: 5.0}."}
+    )
+    generator_lora: str | None = field(
+        default=None,
+        metadata={"help": "LoRA weights to fuse into the generator: Hub id, folder or .safetensors file."},
+    )
+    generator_lora_scale: float = field(default=1.0, metadata={"help": "How strongly `generator_lora` is fused."})
+    generator_memory: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "What saves GPU memory at the cost of time: attention_slicing, vae_slicing, vae_tiling, and "
+            "model_cpu_offload or sequential_cpu_offload."
+        },
+    )
+    gpu_memory_fraction: float = field(
+        default=0.85, metadata={"help": "Share of the render GPU's memory that this process may take, above 0 to 1."}
+    )
 
     def __post_init__(self):
-        for name in ("generator_init_kwargs", "render_kwargs"):  # flags arrive as JSON
+        for name in ("generator_init_kwargs", "render_kwargs", "scheduler_kwargs"):  # flags arrive as JSON
             value = vars(self)[name]
             setattr(self, name, json.loads(value) if isinstance(value, str) else value or {})
 
@@ -99,6 +111,28 @@ class PromptEnhancerConfig(GRPOConfig):
     max_failed_batches: int = field(
         default=3,
         metadata={"help": "Stop, on all ranks, after so many batches in a row of which no row could be scored."},
+    )
+    dry_run: bool = field(
+        default=False,
+        metadata={"help": "Load everything, run two steps, say what the run will take, and end; nothing is saved."},
+    )
+    num_generations_eval: int | None = field(
+        default=1, metadata={"help": "TRL's; validation takes the likeliest answer, so there is one a prompt."}
+    )
+    validation_images_per_prompt: int = field(
+        default=1, metadata={"help": "Pictures drawn of each validation prompt, at the same seeds each time."}
+    )
+    success_threshold: float | None = field(
+        default=None,
+        metadata={"help": "Validation reports `success_rate`: the share of prompts with a reward over this."},
+    )
+    checker: str | None = field(
+        default=None,
+        metadata={
+            "help": "Ground truth for validation, never a reward: `package.module:function` or "
+            "`path/to/file.py:function`, called with (images, scene) where `scene` is a validation column; returns "
+            "a bool for each picture. The tiny world has one."
+        },
     )
 
     def kwargs_of_reward(self, name: str) -> dict[str, Any]:

@@ -55,6 +55,15 @@ class TrainingProgress(TrainerCallback):
         parts.append(f"{time.perf_counter() - self.start:.0f} s")
         tqdm.write("  ".join(parts))
 
+    def on_evaluate(self, args, state, control, metrics=None, **kwargs):
+        if state.is_world_process_zero:
+            shown = ("reward", "above_original", "success_rate", "quality_score", "right_pictures")
+            parts = [f"{name} {metrics[f'eval_{name}']:.3f}" for name in shown if f"eval_{name}" in metrics]
+            parts += [
+                f"{name} {metrics[f'eval_{name}']:.0%}" for name in ("malformed", "failed") if metrics[f"eval_{name}"]
+            ]
+            tqdm.write("  ".join([f"validation at step {state.global_step}", *parts]))
+
     def on_train_end(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
             self.bar.close()

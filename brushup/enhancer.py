@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from PIL import Image
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 from trl.data_utils import prepare_multimodal_messages
 
@@ -45,14 +46,17 @@ class PromptEnhancer:
         temperature: float = 0.7,
         seed: int = 0,
         batch_size: int = 32,
+        images: Sequence[Image.Image | None] | None = None,
     ) -> list[Enhancement]:
         """A rewrite of each prompt.
 
         Args:
+            images: a picture beside each prompt, or None; for image-text policies.
             temperature: of the sampling; 0 takes the likeliest token each time.
             seed: of the sampling; the same seed, prompts and batch size give the same rewrites.
         """
         enhancements = []
+        images = images or [None] * len(user_prompts)
         was_training = self.model.training
         self.model.eval()
         devices = [self.model.device] if self.model.device.type == "cuda" else []
@@ -60,23 +64,35 @@ class PromptEnhancer:
             torch.manual_seed(seed)
             for start in range(0, len(user_prompts), batch_size):
                 some = user_prompts[start : start + batch_size]
-                for user_prompt, answer in zip(some, self._answer(some, max_new_tokens, temperature), strict=True):
+                answers = self._answer(some, images[start : start + batch_size], max_new_tokens, temperature)
+                for user_prompt, answer in zip(some, answers, strict=True):
                     enhancements.append(Enhancement(user_prompt, answer or user_prompt, fell_back=answer is None))
         self.model.train(was_training)
         return enhancements
 
-    def _answer(self, user_prompts: Sequence[str], max_new_tokens: int, temperature: float) -> list[str | None]:
+    def _answer(
+        self,
+        user_prompts: Sequence[str],
+        images: Sequence[Image.Image | None],
+        max_new_tokens: int,
+        temperature: float,
+    ) -> list[str | None]:
         messages = [build_messages(prompt) for prompt in user_prompts]
+        pictures = {}
         if isinstance(self.processor, ProcessorMixin):
             tokenizer = self.processor.tokenizer
-            messages = [prepare_multimodal_messages(conversation) for conversation in messages]
+            messages = [
+                prepare_multimodal_messages(conversation, images=[image] if image else None)
+                for conversation, image in zip(messages, images, strict=True)
+            ]
+            pictures = {"images": [image for image in images if image] or None}
         else:
             tokenizer = self.processor
         tokenizer.padding_side = "left"
         texts = self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-        inputs = self.processor(text=texts, padding=True, add_special_tokens=False, return_tensors="pt").to(
-            self.model.device
-        )
+        inputs = self.processor(
+            text=texts, **pictures, padding=True, add_special_tokens=False, return_tensors="pt"
+        ).to(self.model.device)
         declared = self.model.generation_config.eos_token_id
         ends = {tokenizer.eos_token_id, *(declared if isinstance(declared, list) else [declared])} - {None}
         sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}

@@ -1,5 +1,6 @@
 """`PromptEnhancerTrainer`: TRL's GRPO with rewrites that are drawn, and scored against the user's original prompt."""
 
+import math
 import time
 from collections import Counter
 from pathlib import Path
@@ -8,13 +9,17 @@ from typing import Any
 import torch
 from accelerate.logging import get_logger
 from accelerate.utils import gather, gather_object
+from transformers import Trainer
 from trl import GRPOTrainer
+from trl.models import unwrap_model_for_generation
 
 from brushup.config import PromptEnhancerConfig
-from brushup.enhancer import vision_placeholder_ids
+from brushup.enhancer import PromptEnhancer, vision_placeholder_ids
+from brushup.evaluation import Arm
 from brushup.grid import labelled_grid
 from brushup.prompts import parse_answer
 from brushup.rewards import is_image_reward, label, load_reward
+from brushup.validation import Validation
 from brushup.worker import RenderJob, RenderResult, mean_scores, paired_seeds
 
 
@@ -35,22 +40,24 @@ class ImageRewardColumn:
 class PromptEnhancerTrainer(GRPOTrainer):
     """GRPO (https://huggingface.co/papers/2402.03300) on prompts that a worker draws.
 
-    It overrides three methods of [`GRPOTrainer`], each of which calls the original:
+    It overrides four methods of [`GRPOTrainer`]. Three call the original:
     `_generate_and_score_completions` remembers the batch's rows; `_generate` hands the rewrites to the worker as soon
     as they exist, so that drawing goes on while the reference log-probabilities are computed; `_calculate_rewards`
     collects the scores. A malformed answer is the policy's fault and has reward 0. A row of which the machine failed
-    a picture is left out: all its rewards are NaN, which TRL excludes from the group.
+    a picture is left out: all its rewards are NaN, which TRL excludes from the group. `evaluate` is replaced: it draws
+    the held-out prompts (see [`Validation`]) instead of computing a loss.
 
     Args:
         model: as for `GRPOTrainer`.
-        worker: has `submit(jobs, return_images) -> Future[list[RenderResult]]`.
+        worker: has `submit(jobs, return_images) -> Future[list[RenderResult]]` and `token_limits`.
         args: a `PromptEnhancerConfig`; its `reward_funcs` are loaded by name.
+        eval_dataset: the held-out prompts, as `load_prompts` gives them.
         **kwargs: as for `GRPOTrainer`.
     """
 
     _tag_names = ["trl", "grpo", "brushup"]
 
-    def __init__(self, model, worker, args: PromptEnhancerConfig, **kwargs):
+    def __init__(self, model, worker, args: PromptEnhancerConfig, eval_dataset=None, **kwargs):
         self.text_rewards = {
             label(name): load_reward(name, **args.kwargs_of_reward(name))
             for name in args.reward_funcs
@@ -58,9 +65,13 @@ class PromptEnhancerTrainer(GRPOTrainer):
         }
         labels = [label(name) for name in args.reward_funcs]
         rewards = [self.text_rewards.get(name) or ImageRewardColumn(name) for name in labels]
-        super().__init__(model, rewards, args=args, **kwargs)
+        super().__init__(model, rewards, args=args, eval_dataset=eval_dataset, **kwargs)
         self.reward_func_names = labels
         self.worker = worker
+        weights = dict(zip(labels, self.reward_weights.tolist(), strict=True))
+        self.validation = Validation(list(eval_dataset or []), worker, self.text_rewards, weights, args)
+        self.arms: dict[int, Arm] = {}
+        """What each validation found, by step."""
         self._failed_batches = 0
         if not self.use_vllm:
             banned = {*vision_placeholder_ids(self.model.config), *(self.generation_config.suppress_tokens or ())}
@@ -77,12 +88,13 @@ class PromptEnhancerTrainer(GRPOTrainer):
             parse_answer(completion[0]["content"], finished=ids[-1] in self.eos_token_ids)
             for completion, ids in zip(completions, completion_ids, strict=True)
         ]
-        step = self.state.global_step if self.model.training else "validation"
         jobs = [
             RenderJob(rewrite, row["user_prompt"], seed)
             for rewrite, row in zip(self._rewrites, self._rows, strict=True)
             if rewrite is not None
-            for seed in paired_seeds(self.args.seed, step, row["user_prompt"], self.args.images_per_prompt)
+            for seed in paired_seeds(
+                self.args.seed, self.state.global_step, row["user_prompt"], self.args.images_per_prompt
+            )
         ]
         self._submitted = time.perf_counter()
         self._pending = self.worker.submit(jobs, return_images=self._saves_pictures())
@@ -108,7 +120,11 @@ class PromptEnhancerTrainer(GRPOTrainer):
 
         # Rewards judge what is drawn, so text rewards get the parsed rewrites.
         parsed = [[{"role": "assistant", "content": rewrite or ""}] for rewrite in self._rewrites]
-        rows = [{**row, "image_scores": mean_scores(results)} for row, results in zip(inputs, pictures, strict=True)]
+        tokens = [results[0].tokens if results else {} for results in pictures]
+        rows = [
+            {**row, "image_scores": mean_scores(results), "rewrite_tokens": counts}
+            for row, results, counts in zip(inputs, pictures, tokens, strict=True)
+        ]
         try:
             rewards = super()._calculate_rewards(rows, prompts, parsed, completion_ids_list)
         except Exception as error:
@@ -121,6 +137,11 @@ class PromptEnhancerTrainer(GRPOTrainer):
         failed = self._gather_flags(failed) | skipped
         rewards = rewards.masked_fill(malformed.unsqueeze(1), 0.0).masked_fill(failed.unsqueeze(1), torch.nan)
 
+        for name, limit in self.worker.token_limits.items():
+            cut = [max(0, counts[name] - limit) if name in counts else math.nan for counts in tokens]
+            cut = gather(torch.tensor(cut, dtype=torch.float, device=self.accelerator.device))
+            self._log_mean(f"render/tokens_cut/{name}", cut.nanmean().item())
+            self._log_mean(f"render/share_cut/{name}", (cut > 0).sum().item() / max(1, (~cut.isnan()).sum().item()))
         self._log_mean("render/malformed", malformed.float().mean().item())
         self._log_mean("render/failed", failed.float().mean().item())
         self._log_completion_extra("user_prompt", [row["user_prompt"] for row in inputs])
@@ -130,13 +151,50 @@ class PromptEnhancerTrainer(GRPOTrainer):
             self._save_pictures(pictures, rewards)
         return rewards
 
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
+        """Draws the held-out prompts as the policy now rewrites them, with its likeliest answers.
+
+        Writes `validation_<step>.json`, keeps the arm in `arms[step]`, and logs the metrics of `Validation.metrics`,
+        their names with the prefix `eval_`. A malformed answer is replaced by the user's prompt, as at inference.
+
+        Raises:
+            RuntimeError: on all ranks alike, if not one prompt could be drawn and scored.
+        """
+        step, validation = self.state.global_step, self.validation
+        with (
+            unwrap_model_for_generation(
+                self.model_wrapped,
+                self.accelerator,
+                gather_deepspeed3_params=self.args.ds3_gather_for_generation,
+                gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
+            ) as model,
+            self._dist.summon_full_params(self.model_wrapped, recurse=False),
+        ):
+            enhancements = PromptEnhancer(model, self.processing_class).enhance(
+                [row["user_prompt"] for row in validation.padded_share],
+                self.args.max_completion_length,
+                temperature=0,
+                batch_size=self.args.per_device_eval_batch_size,
+                images=[row.get("image") for row in validation.padded_share],
+            )[: len(validation.share)]
+        malformed = gather_object([enhancement.fell_back for enhancement in enhancements])
+        arm = self.arms[step] = validation.draw([enhancement.prompt for enhancement in enhancements])
+        metrics = validation.metrics(arm, malformed)
+        if self.accelerator.is_main_process:
+            path = Path(self.args.output_dir) / f"validation_{step}.json"
+            validation.save(path, step, arm, malformed, metrics)
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
+        Trainer.log(self, metrics)  # TRL's would add, and so use up, the metrics of the training steps
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
     def _gather_flags(self, flags: list[bool]) -> torch.Tensor:
         return gather(torch.tensor(flags, device=self.accelerator.device))
 
     def _log_mean(self, name: str, value: float) -> None:
         """Logs the mean of `value` over the ranks, under the same name on each."""
         mean = gather(torch.tensor([value], device=self.accelerator.device)).mean().item()
-        self._metrics["train" if self.model.training else "eval"][name].append(mean)
+        self._metrics["train"][name].append(mean)
 
     def _stop_if_nothing_is_scored(self, failed: torch.Tensor, malformed: torch.Tensor, errors: list[str]) -> None:
         """Raises on all ranks alike once `max_failed_batches` batches in a row had no rewrite that could be scored."""
@@ -153,9 +211,7 @@ class PromptEnhancerTrainer(GRPOTrainer):
 
     def _saves_pictures(self) -> bool:
         every = self.args.log_images_steps
-        return bool(
-            every and self.model.training and self.accelerator.is_main_process and self.state.global_step % every == 0
-        )
+        return bool(every and self.accelerator.is_main_process and self.state.global_step % every == 0)
 
     def _save_pictures(self, pictures: list[list[RenderResult]], rewards: torch.Tensor) -> None:
         """One file a step: a line for each of up to four prompts, with the first picture of each rewrite."""

@@ -7,8 +7,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
 from PIL import Image
+from transformers.integrations import deepspeed as hf_deepspeed
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
+from brushup.config import PromptEnhancerConfig, RenderConfig
 from brushup.render import Renderer, RenderFailure
+from brushup.rewards import is_image_reward, label, load_reward
 
 
 ImageReward = Callable[[list[Image.Image], list[str], list[str]], list[float | None]]
@@ -25,11 +29,15 @@ class RenderJob:
 
 @dataclass
 class RenderResult:
-    """What became of a job: a score for each image reward and the picture, or the `error` of the machine."""
+    """What became of a job: a score for each image reward and the picture, or the `error` of the machine.
+
+    `tokens` is the length of the prompt for each tokenizer of the generator; empty if nothing was drawn.
+    """
 
     scores: dict[str, float] = field(default_factory=dict)
     image: Image.Image | None = None
     error: str | None = None
+    tokens: dict[str, int] = field(default_factory=dict)
 
 
 def paired_seeds(run_seed: int, step: int | str, user_prompt: str, count: int) -> list[int]:
@@ -66,6 +74,11 @@ class LocalWorker:
         """Pictures drawn so far."""
         return self.renderer.images_drawn
 
+    @property
+    def token_limits(self) -> dict[str, int]:
+        """How many tokens of a prompt each tokenizer of the generator reads."""
+        return self.renderer.token_limits
+
     def submit(self, jobs: Sequence[RenderJob], return_images: bool = False) -> "Future[list[RenderResult]]":
         """Starts `score` and returns at once."""
         return self._thread.submit(self.score, jobs, return_images)
@@ -79,10 +92,12 @@ class LocalWorker:
         """
         unique = list(dict.fromkeys(jobs))
         pictures = self.renderer.render([(job.prompt, job.seed) for job in unique])
+        prompts = list(dict.fromkeys(job.prompt for job in unique))
+        tokens = dict(zip(prompts, self.renderer.count_tokens(prompts), strict=True))
         results = {
             job: RenderResult(error=picture.reason)
             if isinstance(picture, RenderFailure)
-            else RenderResult(image=picture)
+            else RenderResult(image=picture, tokens=tokens[job.prompt])
             for job, picture in zip(unique, pictures, strict=True)
         }
         drawn = [job for job in unique if results[job].error is None]
@@ -91,7 +106,24 @@ class LocalWorker:
             scores = reward(images, [job.user_prompt for job in drawn], [job.prompt for job in drawn])
             for job, score in zip(drawn, scores, strict=True):
                 if score is None or not math.isfinite(score):
-                    results[job] = RenderResult(error=f"reward {name!r} gave {score} for this picture")
+                    error = f"reward {name!r} gave {score} for this picture"
+                    results[job] = RenderResult(error=error, tokens=tokens[job.prompt])
                 elif results[job].error is None:
                     results[job].scores[name] = score
         return [results[job] if return_images else replace(results[job], image=None) for job in jobs]
+
+
+def load_worker(render: RenderConfig, args: PromptEnhancerConfig) -> LocalWorker:
+    """The generator and the image rewards that `args.reward_funcs` names, in this process, whole on each rank."""
+    zero3 = hf_deepspeed._hf_deepspeed_config_weak_ref
+    unset_hf_deepspeed_config()  # with it, under ZeRO-3, transformers would shard whatever it loads
+    try:
+        renderer = Renderer.from_config(render)
+        rewards = {
+            label(name): load_reward(name, device=renderer.device, **args.kwargs_of_reward(name))
+            for name in args.reward_funcs
+            if is_image_reward(name)
+        }
+    finally:
+        hf_deepspeed._hf_deepspeed_config_weak_ref = zero3
+    return LocalWorker(renderer, rewards)

@@ -20,7 +20,9 @@ POLICY = str(TINY_WORLD / "policy")
 
 
 class StubWorker:
-    """Answers each job with `verdict(job)`: a clip score, or the error of the machine."""
+    """Answers each job with `verdict(job)`: a clip score, or the error of the machine. Reads four words as tokens."""
+
+    token_limits = {"words": 4}
 
     def __init__(self, verdict=lambda job: len(job.prompt) % 7 / 7):
         self.verdict = verdict
@@ -33,7 +35,12 @@ class StubWorker:
             verdicts = [self.verdict(job) for job in jobs]
             image = Image.new("RGB", (32, 32)) if return_images else None
             future.set_result(
-                [RenderResult(error=v) if isinstance(v, str) else RenderResult({"clip": v}, image) for v in verdicts]
+                [
+                    RenderResult(error=verdict)
+                    if isinstance(verdict, str)
+                    else RenderResult({"clip": verdict}, image, tokens={"words": len(job.prompt.split())})
+                    for job, verdict in zip(jobs, verdicts, strict=True)
+                ]
             )
         except Exception as error:
             future.set_exception(error)

@@ -1,0 +1,112 @@
+"""The policy that TRL's `ModelConfig` names: a model, or an adapter that training goes on with."""
+
+import warnings
+from typing import Any
+
+from accelerate.logging import get_logger
+from peft import PeftConfig, PeftModel
+from transformers import BitsAndBytesConfig
+from transformers.utils import is_bitsandbytes_available
+from transformers.utils.peft_utils import find_adapter_config_file
+from trl import ModelConfig, get_peft_config, get_quantization_config
+from trl.trainer.utils import create_model_from_path
+
+from brushup.config import PromptEnhancerConfig
+
+
+logger = get_logger(__name__)
+
+
+def load_policy(model: ModelConfig, args: PromptEnhancerConfig) -> dict[str, Any]:
+    """The arguments of `PromptEnhancerTrainer` that make its policy; fills `args.model_init_kwargs`.
+
+    A model is left to TRL to load: fully fine-tuned, or with a new adapter if `use_peft` (LoRA; QLoRA with
+    `load_in_4bit`). If `model_name_or_path` is an adapter, its base model is loaded and training goes on with that
+    very adapter; with `beta` > 0 the KL is to where the adapter started.
+
+    Returns:
+        `model` (a name, or a trainable `PeftModel`), `quantization_config` and `peft_config`.
+    """
+    name = model.model_name_or_path
+    quantization_config = _quantization_config(model)
+    args.model_init_kwargs = {
+        "revision": model.model_revision,
+        "attn_implementation": model.attn_implementation,
+        "dtype": model.dtype,
+        **(args.model_init_kwargs or {}),
+    }
+    try:
+        adapter_config_file = find_adapter_config_file(name, revision=model.model_revision)
+    except OSError as error:
+        raise OSError(f"model_name_or_path: {name!r} is no folder here and no model on the Hub: {error}") from error
+    if adapter_config_file:
+        if model.use_peft:
+            logger.warning(f"{name} is an adapter: training goes on with it; use_peft and lora_* do not apply")
+        policy = _load_adapter(name, adapter_config_file, model.model_revision, quantization_config, args)
+        args.model_init_kwargs = None  # used up
+        return {"model": policy, "quantization_config": None, "peft_config": None}
+
+    if quantization_config and not model.use_peft:
+        raise ValueError(
+            "quantized weights cannot be trained: with load_in_4bit or load_in_8bit set use_peft: true (QLoRA); for "
+            "full fine-tuning leave both out"
+        )
+    peft_config = get_peft_config(model)
+    if peft_config:
+        peft_config.revision = model.model_revision  # saved with the adapter: which base it belongs to
+    return {"model": name, "quantization_config": quantization_config, "peft_config": peft_config}
+
+
+def _quantization_config(model: ModelConfig) -> BitsAndBytesConfig | None:
+    if (model.load_in_4bit or model.load_in_8bit) and not is_bitsandbytes_available():
+        raise ImportError(
+            'load_in_4bit and load_in_8bit need a recent bitsandbytes: pip install "brushup[quantization]"'
+        )
+    if model.load_in_4bit and model.dtype in (None, "auto"):
+        raise ValueError(
+            f"load_in_4bit computes in `dtype`, which is {model.dtype}: set dtype: bfloat16 (or float16, float32)"
+        )
+    return get_quantization_config(model)
+
+
+def _load_adapter(
+    name: str,
+    config_file: str,
+    revision: str,
+    quantization_config: BitsAndBytesConfig | None,
+    args: PromptEnhancerConfig,
+) -> PeftModel:
+    """The adapter `name` on its base model, ready to train on: TRL would take a frozen one, and train nothing."""
+    config = PeftConfig.from_pretrained(name, revision=revision)
+    base = config.base_model_name_or_path
+    settings = {
+        "trust_remote_code": args.trust_remote_code,
+        **args.model_init_kwargs,
+        "revision": config.revision or "main",
+        "quantization_config": quantization_config,
+    }
+    if args.distributed_state.distributed_type in ("MULTI_GPU", "DEEPSPEED"):  # as TRL does for a model by name
+        settings["device_map"] = None
+    try:
+        base_model = create_model_from_path(base, **settings)
+    except OSError as error:
+        raise OSError(
+            f"{config_file}: its base model {base!r} cannot be loaded; correct base_model_name_or_path there (a "
+            f"relative path starts at the folder that you launch from). {error}"
+        ) from error
+    # As TRL does for a new adapter: ZeRO-3 gathers tensors of one dtype only.
+    zero3 = args.deepspeed_plugin is not None and args.deepspeed_plugin.zero_stage == 3
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="Found missing adapter keys")
+        try:
+            return PeftModel.from_pretrained(
+                base_model,
+                name,
+                is_trainable=True,
+                revision=revision,
+                autocast_adapter_dtype=bool(quantization_config) or not zero3,
+            )
+        except UserWarning as missing:
+            raise ValueError(
+                f"{name} does not fit its base model {base!r}: part of it would start from scratch. {missing}"
+            ) from missing
