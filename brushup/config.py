@@ -57,7 +57,8 @@ class RenderConfig:
         default=None,
         metadata={
             "help": "A diffusers scheduler by class name, e.g. DPMSolverMultistepScheduler; it gets the settings of "
-            "the generator's own, which is the default."
+            "the generator's own, which is the default. Not one that adds noise at each step to Stable Diffusion 3 or "
+            "FLUX: they do not seed that noise."
         },
     )
     scheduler_kwargs: dict[str, Any] | str | None = field(

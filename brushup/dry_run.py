@@ -58,7 +58,7 @@ def dry_run(trainer: PromptEnhancerTrainer) -> str:
 
     args.max_steps, args.logging_steps, args.logging_strategy = 2 * steps_per_batch, 1, IntervalStrategy.STEPS
     args.save_strategy, args.eval_strategy, args.eval_on_start = SaveStrategy.NO, IntervalStrategy.NO, False
-    args.load_best_model_at_end, args.log_images_steps, trainer.log_completions = False, 0, False
+    args.load_best_model_at_end, args.log_images_steps = False, 0
     clock = StepClock()
     trainer.add_callback(clock)
     trainer.train()
@@ -74,14 +74,17 @@ def dry_run(trainer: PromptEnhancerTrainer) -> str:
             f"drawing keeps a rank busy for {longest:.0f} s at a time, but the others wait for it no longer than "
             f"ddp_timeout = {args.ddp_timeout} s: raise ddp_timeout, or take fewer validation prompts"
         )
+    each, many = args.images_per_prompt, steps * pictures // steps_per_batch
+    share = f"; a step takes 1/{steps_per_batch} of it" if steps_per_batch > 1 else ""
     lines = [
-        f"a batch    {prompts} prompts x {args.num_generations} rewrites x {args.images_per_prompt} pictures = "
-        f"{pictures} pictures, on {ranks} process{'es' if ranks > 1 else ''}",
-        f"the run    {steps:,} steps of {'a batch' if steps_per_batch == 1 else f'1/{steps_per_batch} batch'}: at most "
-        f"{steps * pictures // steps_per_batch:,} pictures, and {validation_pictures:,} for {validations} validations",
-        f"a step     {step_seconds:.2f} s; drawing takes {drawing:.2f} s ({1 / picture_seconds:.1f} pictures/s on each "
-        f"process), of which training waits {waiting:.2f} s",
-        f"estimate   {steps * step_seconds / 3600:.2f} hours to train, {validation_seconds / 3600:.2f} to validate",
+        f"a batch    {prompts} prompts x {args.num_generations} rewrites x {each} picture{'s' if each > 1 else ''} = "
+        f"{pictures} pictures, on {ranks} process{'es' if ranks > 1 else ''}{share}",
+        f"the run    {steps:,} steps: at most {many:,} pictures, and {validation_pictures:,} more for {validations} "
+        "validations and the users' own prompts",
+        f"a step     {step_seconds:.2f} s; drawing takes {drawing:.2f} s ({1 / picture_seconds:.1f} pictures/s on "
+        f"each process), of which training waits {waiting:.2f} s",
+        f"estimate   {steps * step_seconds / 3600:.2f} hours to train, and {validation_seconds / 3600:.2f} to draw "
+        "for validation",
     ]
     if torch.cuda.is_available():
         used = max(gather_object([torch.cuda.max_memory_reserved() / 2**30]))

@@ -38,7 +38,7 @@ class PromptEnhancer:
         self.model = model
         self.processor = processor
 
-    @torch.inference_mode()
+    @torch.no_grad()  # not inference_mode: FSDP2 would go on with its tensors in training
     def enhance(
         self,
         user_prompts: Sequence[str],

@@ -62,10 +62,15 @@ def _quantization_config(model: ModelConfig) -> BitsAndBytesConfig | None:
         raise ImportError(
             'load_in_4bit and load_in_8bit need a recent bitsandbytes: pip install "brushup[quantization]"'
         )
-    if model.load_in_4bit and model.dtype in (None, "auto"):
-        raise ValueError(
-            f"load_in_4bit computes in `dtype`, which is {model.dtype}: set dtype: bfloat16 (or float16, float32)"
-        )
+    if model.load_in_4bit:
+        if model.dtype in (None, "auto"):
+            raise ValueError(
+                f"load_in_4bit computes in `dtype`, which is {model.dtype}: set dtype: bfloat16 (or float16, float32)"
+            )
+        import bitsandbytes
+
+        # Else, on a CPU with AVX512-BF16, the first inference repacks the weights, and they pass no gradient on.
+        bitsandbytes.nn.modules.has_avx512bf16 = lambda: False
     return get_quantization_config(model)
 
 

@@ -1,36 +1,23 @@
 """The renderer: a diffusers text-to-image pipeline that turns prompts and seeds into pictures."""
 
-import difflib
 import inspect
 import logging
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import diffusers
 import numpy as np
 import torch
-from diffusers import DiffusionPipeline, SchedulerMixin
-from diffusers.loaders.lora_base import LoraBaseMixin
 from PIL import Image
-from transformers import PreTrainedTokenizerBase
 
 from brushup.config import RenderConfig
+from brushup.generator import check_names, find_tokenizers, limit_gpu_memory, load_pipeline
 
 
 logger = logging.getLogger(__name__)
 
-# What `from_pretrained` of diffusers takes besides the parts of the pipeline. It ignores all else without an error.
-FROM_PRETRAINED_ARGUMENTS = (
-    "cache_dir", "force_download", "proxies", "local_files_only", "token", "revision", "custom_pipeline",
-    "custom_revision", "provider", "sess_options", "provider_options", "device_map", "max_memory", "offload_folder",
-    "offload_state_dict", "low_cpu_mem_usage", "variant", "use_safetensors", "use_onnx", "load_connected_pipeline",
-    "quantization_config", "use_flashpack", "disable_mmap", "trust_remote_code",
-)  # fmt: skip
 SET_BY_RENDERER = ("prompt", "num_images_per_prompt", "generator", "output_type", "return_dict")
-OFFLOADS = ("model_cpu_offload", "sequential_cpu_offload")
-MEMORY_SAVERS = ("attention_slicing", "vae_slicing", "vae_tiling", *OFFLOADS)
 
 
 @dataclass(frozen=True)
@@ -47,137 +34,13 @@ def default_device() -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
-def check_names(
-    setting: str, given: Iterable[str], known: Collection[str], owner: str, what: str = "argument"
-) -> None:
-    """Raises a ValueError with the near misses and the list if a given name is not among the known ones."""
-    for name in given:
-        if name not in known:
-            near = difflib.get_close_matches(name, known)
-            hint = f" (did you mean {' or '.join(map(repr, near))}?)" if near else ""
-            raise ValueError(f"{setting}: {owner} takes no {what} {name!r}{hint}; it takes {', '.join(known)}")
-
-
-def arguments_of(function: Any) -> list[str]:
-    return [name for name in inspect.signature(function).parameters if name != "self"]
-
-
-def predicts_flow(scheduler: SchedulerMixin) -> bool:
-    """Whether it is for a model of flow matching, which predicts a velocity instead of noise."""
-    config = scheduler.config
-    return type(scheduler).__name__.startswith("Flow") or (
-        "use_flow_sigmas" in arguments_of(type(scheduler).__init__)
-        and config.use_flow_sigmas
-        and config.prediction_type == "flow_prediction"
-    )
-
-
-def make_scheduler(pipeline: DiffusionPipeline, name: str | None, settings: dict[str, Any]) -> SchedulerMixin:
-    """The scheduler `name` (default: of the pipeline's own class) with the settings of the pipeline's own and these.
-
-    Whether the model predicts flow or noise decides what fits. diffusers' `compatibles` do not tell: for Stable
-    Diffusion they lack LCM's, for Sana they have some that know no flow, and for FlowMatchEuler they have none at all.
-
-    Raises:
-        ValueError: diffusers has no such scheduler, it has no such setting, or it does not fit the model.
-    """
-    own = pipeline.scheduler
-    name = name or type(own).__name__
-    known = [name for name in dir(diffusers) if name.endswith("Scheduler")]
-    check_names("scheduler", [name], known, "diffusers", "scheduler")
-    kind = getattr(diffusers, name)
-    check_names("scheduler_kwargs", settings, arguments_of(kind.__init__), name)
-    scheduler = kind.from_config(own.config, **settings)
-    if predicts_flow(own) and not predicts_flow(scheduler):
-        shift = own.config.get("shift") or own.config.get("flow_shift")
-        raise ValueError(
-            f"scheduler: the model of {type(pipeline).__name__} predicts flow, and {name} takes noise. Use one whose "
-            "name starts with FlowMatch; or, if it has these, scheduler_kwargs: {use_flow_sigmas: true, "
-            f"prediction_type: flow_prediction, flow_shift: {shift}}}"
-        )
-    if predicts_flow(scheduler) and not predicts_flow(own):
-        raise ValueError(
-            f"scheduler: the model of {type(pipeline).__name__} predicts noise, and {name} (with these "
-            f"scheduler_kwargs) takes flow. Use e.g. one of {', '.join(sorted(own._compatibles))}"
-        )
-    return scheduler
-
-
-def fuse_lora(pipeline: DiffusionPipeline, lora: str, scale: float) -> None:
-    """Adds the LoRA weights, times `scale`, to the weights of the pipeline.
-
-    Raises:
-        ValueError: the pipeline takes no LoRA, the weights cannot be loaded, or none of them is for this pipeline.
-    """
-    name = type(pipeline).__name__
-    if not isinstance(pipeline, LoraBaseMixin):
-        raise ValueError(f"generator_lora: diffusers loads no LoRA into {name}; leave it out")
-    try:
-        pipeline.load_lora_weights(lora)
-    except (OSError, RuntimeError, ValueError) as error:
-        raise ValueError(f"generator_lora: cannot load {lora!r} into {name}: {error}") from error
-    if not pipeline.get_list_adapters():
-        raise ValueError(f"generator_lora: no weight in {lora!r} is for {name}; use one that was trained for it")
-    pipeline.fuse_lora(lora_scale=scale)
-    pipeline.unload_lora_weights()  # the adapters' modules: their weights are in the model now
-
-
-def place(pipeline: DiffusionPipeline, device: torch.device, memory_savers: Collection[str]) -> None:
-    """Turns the memory savers on and moves the pipeline to the device, unless it is to be offloaded.
-
-    Raises:
-        ValueError: a memory saver that this pipeline, or this device, does not take.
-    """
-    offloads = [saver for saver in memory_savers if saver in OFFLOADS]
-    if len(offloads) > 1:
-        raise ValueError(f"generator_memory: {' and '.join(offloads)} exclude each other; leave one out")
-    for saver in memory_savers:
-        try:
-            if saver == "attention_slicing":
-                if not any(hasattr(part, "set_attention_slice") for part in pipeline.components.values()):
-                    raise NotImplementedError("none of its models can slice attention (a U-Net can)")
-                pipeline.enable_attention_slicing()
-            elif saver == "vae_slicing":
-                pipeline.vae.enable_slicing()
-            elif saver == "vae_tiling":
-                pipeline.vae.enable_tiling()
-            elif device.type == "cpu":
-                raise NotImplementedError("it keeps weights off a GPU, and render_device is cpu")
-            elif saver == "model_cpu_offload":
-                pipeline.enable_model_cpu_offload(device=device)
-            else:
-                pipeline.enable_sequential_cpu_offload(device=device)
-        except (AttributeError, NotImplementedError, ValueError) as error:
-            raise ValueError(
-                f"generator_memory: {saver} does not work with {type(pipeline).__name__}: {error}. Leave it out."
-            ) from error
-    if not offloads:
-        pipeline.to(device)
-
-
-def find_tokenizers(
-    pipeline: DiffusionPipeline, max_sequence_length: int | None
-) -> dict[str, tuple[PreTrainedTokenizerBase, int]]:
-    """The pipeline's tokenizers and how many tokens each of them reads, by `clip`, `t5`, `gemma`, ..."""
-    found: dict[str, tuple[PreTrainedTokenizerBase, int]] = {}
-    for part, tokenizer in pipeline.components.items():
-        if not isinstance(tokenizer, PreTrainedTokenizerBase):
-            continue
-        name = type(tokenizer).__name__.split("Tokenizer")[0].lower() or part
-        limit = tokenizer.model_max_length
-        if name != "clip" and max_sequence_length:
-            limit = max_sequence_length
-        if name in found and found[name][1] != limit:
-            name = part
-        found.setdefault(name, (tokenizer, limit))
-    return found
-
-
 class Renderer:
     """Draws pictures with any diffusers text-to-image pipeline.
 
     Each picture starts from noise of its own seed, made on the CPU, so the same prompt and seed give the same picture
-    in any batch and on any rank; only rounding differs (on a CPU in float32 by at most 2 of 255 a channel).
+    in any batch and on any rank; only rounding differs (on a CPU in float32 by at most 2 of 255 a channel). With a
+    scheduler that adds noise at each step, that holds if the pipeline hands it the seeds; those of Stable Diffusion 3
+    and FLUX do not.
 
     Args:
         generator: Hub id or folder of the pipeline.
@@ -190,7 +53,7 @@ class Renderer:
         scheduler_kwargs: settings of the scheduler, which replace those of the pipeline's own.
         lora: LoRA weights to fuse: Hub id, folder or .safetensors file.
         lora_scale: how strongly they are fused.
-        memory_savers: any of `MEMORY_SAVERS`.
+        memory_savers: any of `brushup.generator.MEMORY_SAVERS`.
         gpu_memory_fraction: share of the GPU's memory that this process may take, above 0 to 1.
 
     Raises:
@@ -217,30 +80,22 @@ class Renderer:
         self.batch_size = batch_size
         self.render_kwargs = dict(render_kwargs or {})
         self.images_drawn = 0
-        check_names("generator_memory", memory_savers, MEMORY_SAVERS, "Brushup", "memory saver")
-        torch_dtype = getattr(torch, dtype, None)
-        if not isinstance(torch_dtype, torch.dtype):
-            raise ValueError(f"render_dtype: torch has no dtype {dtype!r}; use float32, bfloat16 or float16")
-        if not 0 < gpu_memory_fraction <= 1:
-            raise ValueError(f"gpu_memory_fraction: {gpu_memory_fraction} is not above 0 and at most 1")
-        place_on = torch.empty(0, device=self.device).device  # with its index: "cuda" is this rank's GPU
-        if place_on.type == "cuda":
-            torch.cuda.set_per_process_memory_fraction(float(gpu_memory_fraction), place_on)
-
-        pipeline = DiffusionPipeline.from_pretrained(generator, dtype=torch_dtype, **(init_kwargs or {}))
-        pipeline.set_progress_bar_config(disable=True)
-        name = type(pipeline).__name__
+        device = torch.empty(0, device=self.device).device  # with its index: "cuda" is this rank's GPU
+        limit_gpu_memory(gpu_memory_fraction, device)
+        pipeline = load_pipeline(
+            generator,
+            init_kwargs or {},
+            dtype,
+            device,
+            scheduler,
+            scheduler_kwargs or {},
+            lora,
+            lora_scale,
+            memory_savers,
+        )
         takes = inspect.signature(pipeline.__call__).parameters
-        if "prompt" not in takes:
-            raise ValueError(f"generator: {name} is no text-to-image pipeline: its call takes no prompt")
-        known = [*arguments_of(type(pipeline).__init__), *FROM_PRETRAINED_ARGUMENTS]
-        check_names("generator_init_kwargs", init_kwargs or {}, known, name)
-        check_names("render_kwargs", self.render_kwargs, [n for n in takes if n not in SET_BY_RENDERER], name)
-        if scheduler or scheduler_kwargs:
-            pipeline.scheduler = make_scheduler(pipeline, scheduler, scheduler_kwargs or {})
-        if lora:
-            fuse_lora(pipeline, lora, lora_scale)
-        place(pipeline, place_on, memory_savers)
+        allowed = [name for name in takes if name not in SET_BY_RENDERER]
+        check_names("render_kwargs", self.render_kwargs, allowed, type(pipeline).__name__)
 
         self.pipeline = pipeline
         # Of several prompts with several pictures each, Sana, Lumina, AuraFlow, Hunyuan-DiT and others mix up the
@@ -283,7 +138,8 @@ class Renderer:
         return counts
 
     def render(self, jobs: Sequence[tuple[str, int]]) -> list[Image.Image | RenderFailure]:
-        """Draws each (prompt, seed); equal jobs are drawn once, and a prompt with several seeds is encoded once.
+        """Draws each (prompt, seed); equal jobs are drawn once, and a prompt with several seeds is encoded once (for
+        most pipelines: see `shares_prompts`).
 
         Returns:
             In the order of the jobs a PIL image or a `RenderFailure`: the pipeline raised, or the picture has NaNs or
@@ -332,10 +188,8 @@ class Renderer:
                 output_type="np",  # of "pt", Kandinsky and others make pixels in -1..1
                 **arguments,
             ).images
-        except (
-            torch.OutOfMemoryError,
-            UnboundLocalError,
-        ) as error:  # Sana only warns of the first, then lacks `image`
+        # Sana only warns of running out of memory in its decoder, and then lacks its `image`
+        except (torch.OutOfMemoryError, UnboundLocalError) as error:
             out_of_memory = str(error)  # and not the error itself: its traceback holds the memory
         except RuntimeError as error:
             return dict.fromkeys(jobs, RenderFailure(f"{type(error).__name__}: {error}"))

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from accelerate.logging import get_logger
-from accelerate.utils import gather, gather_object
+from accelerate.utils import broadcast_object_list, gather, gather_object
 from transformers import Trainer
 from trl import GRPOTrainer
 from trl.models import unwrap_model_for_generation
@@ -134,7 +134,7 @@ class PromptEnhancerTrainer(GRPOTrainer):
         malformed = self._gather_flags([rewrite is None for rewrite in self._rewrites])
         # TRL would sum a row without its missing rewards; a row that a weighted reward skipped is left out instead.
         skipped = (rewards.isnan() & (self.reward_weights.to(rewards.device) != 0)).any(dim=1)
-        failed = self._gather_flags(failed) | skipped
+        failed = self._gather_flags(failed) | (skipped & ~malformed)
         rewards = rewards.masked_fill(malformed.unsqueeze(1), 0.0).masked_fill(failed.unsqueeze(1), torch.nan)
 
         for name, limit in self.worker.token_limits.items():
@@ -204,10 +204,20 @@ class PromptEnhancerTrainer(GRPOTrainer):
         nothing_scored = bool(failed.any() and (failed | malformed).all())
         self._failed_batches = self._failed_batches + 1 if nothing_scored else 0
         if self._failed_batches >= self.args.max_failed_batches:
+            checkpoint = self._save_now()
             raise RuntimeError(
                 f"no rewrite of the last {self._failed_batches} batches could be scored (max_failed_batches="
                 f"{self.args.max_failed_batches}); the worker said: {errors[0]}"
+                + (f"; go on later with --resume_from_checkpoint {checkpoint}" if checkpoint else "")
             )
+
+    def _save_now(self) -> Path | None:
+        """Saves a checkpoint of the last step that was finished, unless there is one; all ranks call it together."""
+        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        exists = broadcast_object_list([folder.is_dir()])[0]
+        if self.state.global_step and not exists:
+            self._save_checkpoint(self.model, trial=None)
+        return folder if self.state.global_step else None
 
     def _saves_pictures(self) -> bool:
         every = self.args.log_images_steps

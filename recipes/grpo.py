@@ -20,7 +20,7 @@ from accelerate.utils import gather_object
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_pt_utils import get_model_param_count
 from transformers.trainer_utils import get_last_checkpoint
-from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
+from trl import ModelConfig, TrlParser
 
 from brushup.config import DataConfig, PromptEnhancerConfig, RenderConfig
 from brushup.console import TrainingProgress, quiet_libraries
@@ -28,6 +28,7 @@ from brushup.data import load_prompts, order_rows
 from brushup.dry_run import dry_run
 from brushup.evaluation import before_after_sheet, paired_difference, results_table, win_rate
 from brushup.interrupt import StopOnSignal
+from brushup.policy import load_policy
 from brushup.rewards import resolve
 from brushup.trainer import PromptEnhancerTrainer
 from brushup.training_check import ParametersMustChange
@@ -58,23 +59,17 @@ def main(data: DataConfig, render: RenderConfig, args: PromptEnhancerConfig, mod
     worker = load_worker(render, args)
 
     # Policy
-    args.model_init_kwargs = {
-        "revision": model.model_revision,
-        "attn_implementation": model.attn_implementation,
-        "dtype": model.dtype,
-        **(args.model_init_kwargs or {}),
-    }
     args.eval_on_start = not checkpoint  # the untrained policy, to compare with
+    if args.dry_run:
+        args.report_to, args.log_completions = [], False  # it leaves nothing behind
     stop = StopOnSignal()
     trainer = PromptEnhancerTrainer(
-        model.model_name_or_path,
-        worker,
-        args,
+        worker=worker,
+        args=args,
         train_dataset=train_prompts,
         eval_dataset=validation_prompts,
-        quantization_config=get_quantization_config(model),
-        peft_config=get_peft_config(model),
         callbacks=[TrainingProgress(), ParametersMustChange(), stop],
+        **load_policy(model, args),
     )
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)

@@ -18,6 +18,7 @@ from typing import Any
 REWARDS = {
     "clip": "brushup.rewards.clip:ClipReward",
     "keyword_retention": "brushup.rewards.keyword_retention:keyword_retention",
+    "length": "brushup.rewards.length:LengthReward",
     "quality_score": "brushup.rewards.quality_score:quality_score",
 }
 

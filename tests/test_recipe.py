@@ -8,10 +8,9 @@ import sys
 import pandas
 import pytest
 from conftest import REPOSITORY, TINY_WORLD
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from generators import save_generator
 from PIL import Image
 from safetensors.torch import load_file
-from transformers import CLIPTextModel, CLIPTokenizer
 
 
 def launch_line() -> list[str]:
@@ -112,25 +111,7 @@ def test_a_wrong_setting_is_named(flags, says, tmp_path):
 
 def test_another_policy_generator_and_reward_by_name(tmp_path, text_policy):
     """Only names differ: a text-only Qwen2, a Stable Diffusion 1.5 (random weights), and the README's own reward."""
-    parts = TINY_WORLD / "generator"
-    StableDiffusionPipeline(
-        vae=AutoencoderKL.from_pretrained(parts / "vae"),
-        text_encoder=CLIPTextModel.from_pretrained(parts / "text_encoder"),
-        tokenizer=CLIPTokenizer.from_pretrained(parts / "tokenizer"),
-        unet=UNet2DConditionModel(
-            sample_size=8,
-            block_out_channels=(16, 32),
-            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-            layers_per_block=1,
-            cross_attention_dim=64,
-            norm_num_groups=8,
-        ),
-        scheduler=DDIMScheduler(clip_sample=False, steps_offset=1),
-        safety_checker=None,
-        feature_extractor=None,
-    ).save_pretrained(tmp_path / "generator")
-
+    save_generator("sd15", tmp_path / "generator")
     example = re.search(r"```python\n(# my_rewards.py\n.*?)```", (REPOSITORY / "README.md").read_text(), re.DOTALL)
     (tmp_path / "my_rewards.py").write_text(example.group(1))
     rows = (TINY_WORLD / "validation.jsonl").read_text().splitlines()[:4]

@@ -29,7 +29,7 @@ def test_an_unknown_name_gives_the_near_misses_and_the_list():
 
 def test_kinds():
     assert is_image_reward("clip")
-    assert not is_image_reward("keyword_retention") and not is_image_reward("quality_score")
+    assert not any(map(is_image_reward, ["keyword_retention", "length", "quality_score"]))
 
 
 def test_your_own_file_with_keyword_arguments(tmp_path):
@@ -138,3 +138,15 @@ def test_quality_score(asked, rewrite, earned):
     points = quality_points(asked, rewrite)
     assert {name for name, has in points.items() if has} == earned
     assert load_reward("quality_score")(completions(rewrite), user_prompt=[asked]) == [len(earned) / 5]
+
+
+def test_length():
+    tokens = [{"clip": 77, "t5": 10}, {"clip": 0}, {"clip": 154}, {"clip": 38.5}, {"clip": 115.5}, {"clip": 900}, {}]
+    rewrites = completions(*["a cat"] * len(tokens))
+    assert load_reward("length", target=77)(rewrites, rewrite_tokens=tokens) == [1, 0, 0, 0.5, 0.5, 0, None]
+    by_t5 = load_reward("length", target=20, tokenizer="t5")
+    assert by_t5(rewrites[:1], rewrite_tokens=tokens[:1], user_prompt=["a cat"]) == [0.5]
+    with pytest.raises(ValueError, match="no tokenizer 't5'; it has clip"):
+        by_t5(rewrites[1:2], rewrite_tokens=tokens[1:2])
+    with pytest.raises(ValueError, match="target is 0"):
+        load_reward("length", target=0)

@@ -47,7 +47,9 @@ class StubWorker:
         return future
 
 
-def make_trainer(tmp_path, worker, model=POLICY, lora=True, prompts=TINY_WORLD / "train.jsonl", **options):
+def make_trainer(
+    tmp_path, worker, model=POLICY, lora=True, prompts=TINY_WORLD / "train.jsonl", eval_dataset=None, **options
+):
     args = PromptEnhancerConfig(
         output_dir=str(tmp_path),
         **{
@@ -73,6 +75,7 @@ def make_trainer(tmp_path, worker, model=POLICY, lora=True, prompts=TINY_WORLD /
         worker,
         args,
         train_dataset=load_prompts(str(prompts)),
+        eval_dataset=eval_dataset,
         peft_config=LoraConfig(r=4, target_modules=targets, task_type="CAUSAL_LM") if lora else None,
     )
 
