@@ -10,25 +10,48 @@ from conftest import REPOSITORY
 
 
 ACCELERATE = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--config_file"]
-# torchrun's ranks would each take all cores; `nice` figures are not wanted here, only that both go on.
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
+RECIPE = ("recipes/grpo.py", "--config", "recipes/tiny_cpu.yaml")
 TWO_CPU_RANKS = ("--use_cpu", "true", "--ddp_backend", "gloo")
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}  # else each of two ranks would take all cores
+SHARDED = ("multi_gpu", "deepspeed_zero2", "deepspeed_zero3", "fsdp2")
+
+# accelerate shards with FSDP on GPUs only. Told that the two CPU processes are such, it does so here too.
+PRETEND_GPUS = """
+import runpy, sys
+from accelerate import PartialState
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType
+
+init = AcceleratorState.__init__
+
+def pretend(self, *args, **kwargs):
+    if not AcceleratorState._shared_state:
+        PartialState(kwargs.get("cpu"))
+        PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+    init(self, *args, **kwargs)
+
+AcceleratorState.__init__ = pretend
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
 
 
-def on_two_cpus(name: str, folder: Path) -> str:
-    """A copy of accelerate_configs/<name>.yaml that differs in the machine only: two processes, on the CPU."""
+def recipe(*flags: str) -> list[str]:
+    """The launch command on one CPU process, with recipes/tiny_cpu.yaml."""
+    return [*ACCELERATE, "accelerate_configs/cpu.yaml", *RECIPE, *flags]
+
+
+def on_two_cpus(name: str, folder: Path, *program: str) -> list[str]:
+    """Launches `program` under accelerate_configs/<name>.yaml, with two CPU processes instead of eight GPUs."""
     text = (REPOSITORY / "accelerate_configs" / f"{name}.yaml").read_text()
     text, cpu = re.subn("use_cpu: false", "use_cpu: true", text)
     text, processes = re.subn("num_processes: 8", "num_processes: 2", text)
     assert cpu == processes == 1
     (folder / f"{name}.yaml").write_text(text)
-    return str(folder / f"{name}.yaml")
-
-
-def recipe(*flags: str, config: str = "accelerate_configs/cpu.yaml", program: str = "recipes/grpo.py") -> list[str]:
-    """The launch command, with recipes/tiny_cpu.yaml unless the flags name another."""
-    yaml = () if "--config" in flags else ("--config", "recipes/tiny_cpu.yaml")
-    return [*ACCELERATE, config, program, *yaml, *flags]
+    if name == "fsdp2":
+        (folder / "pretend_gpus.py").write_text(PRETEND_GPUS)
+        program = (str(folder / "pretend_gpus.py"), *program)
+    return [*ACCELERATE, str(folder / f"{name}.yaml"), *program]
 
 
 def run(command: list[str], timeout: int = 240) -> subprocess.CompletedProcess:

@@ -1,26 +1,26 @@
-"""Two ranks on this machine: what goes wrong on one must never leave the other waiting."""
+"""Two ranks, the policy sharded in each way: what goes wrong on one must never leave the other waiting."""
 
 import json
-import os
-import subprocess
-import sys
+import re
 
-import pandas
 import pytest
-from conftest import REPOSITORY
-
-from brushup.worker import RenderJob, paired_seeds
+import torch
+from launching import SHARDED, on_two_cpus, run
+from safetensors.torch import load_file
 
 
 TRAIN = """
-import json, sys
+import json, os, sys
 sys.path.insert(0, "tests")
 from pathlib import Path
-from accelerate import PartialState
+import deepspeed
+import torch
+from peft import get_peft_model_state_dict
+from safetensors.torch import save_file
+from torch.distributed.tensor import DTensor
 from test_trainer import StubWorker, make_trainer
 
-folder, failing = Path(sys.argv[1]), sys.argv[2]
-rank = PartialState(cpu=True, backend="gloo").process_index
+folder, failing, rank = Path(sys.argv[1]), sys.argv[2], int(os.environ["RANK"])
 
 def verdict(job):
     if failing == "always" or (failing == "once on rank 1" and rank == 1 and len(worker.batches) == 1):
@@ -36,34 +36,33 @@ try:
     trainer.train()
 except RuntimeError as error:
     outcome["error"] = str(error)
-outcome["seeds"] = sorted({(job.user_prompt, job.seed) for job in worker.batches[0]})
+outcome["seeds"] = [sorted({(job.user_prompt, job.seed) for job in jobs}) for jobs in worker.batches]
 outcome["names"] = sorted(trainer._metrics["train"]) + [sorted(entry) for entry in trainer.state.log_history]
 outcome["reward"] = [entry.get("reward") for entry in trainer.state.log_history]
 outcome["failed"] = [entry["render/failed"] for entry in trainer.state.log_history if "render/failed" in entry]
 (folder / f"rank{rank}.json").write_text(json.dumps(outcome))
+
+trainer.save_model(folder / "saved")
+with deepspeed.zero.GatheredParameters(list(trainer.model.parameters())):
+    adapter = get_peft_model_state_dict(trainer.accelerator.unwrap_model(trainer.model_wrapped))
+    whole = {name: (t.full_tensor() if isinstance(t, DTensor) else t).clone() for name, t in adapter.items()}
+if rank == 0:
+    save_file(whole, folder / "gathered.safetensors")
 trainer.accelerator.wait_for_everyone()  # a rank that leaves early can break the other's shutdown
 trainer.end()
 """
 
 
-def on_two_ranks(*command: str) -> None:
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*launcher, *command], cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=240
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-
-
-def two_ranks(folder, failing):
+def two_ranks(name, folder, failing):
     (folder / "train.py").write_text(TRAIN)
-    on_two_ranks(str(folder / "train.py"), str(folder), failing)
+    run(on_two_cpus(name, folder, str(folder / "train.py"), str(folder), failing))
     return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in (0, 1)]
 
 
 @pytest.mark.slow
-def test_a_batch_that_fails_on_one_rank_is_left_out_and_both_go_on(tmp_path):
-    first, second = two_ranks(tmp_path, "once on rank 1")
+@pytest.mark.parametrize("name", SHARDED)
+def test_a_batch_that_fails_on_one_rank_is_left_out_and_both_go_on(name, tmp_path):
+    first, second = two_ranks(name, tmp_path, "once on rank 1")
     assert first["world"] == second["world"] == 2
     assert first["failed"] == [0.5, 0.0, 0.0] and "error" not in first
     assert (first["names"], first["reward"], first["failed"]) == (
@@ -71,32 +70,23 @@ def test_a_batch_that_fails_on_one_rank_is_left_out_and_both_go_on(tmp_path):
         second["reward"],
         second["failed"],
     )
+    # Different prompts, one on each rank, each with one seed for all of its group
+    for mine, other in zip(first["seeds"], second["seeds"], strict=True):
+        assert len(mine) == len(other) == 1 and mine[0][0] != other[0][0]
+    # What is saved is whole, and what the ranks hold
+    saved, gathered = (
+        load_file(tmp_path / file) for file in ("saved/adapter_model.safetensors", "gathered.safetensors")
+    )
+    assert saved.keys() == gathered.keys() and all(torch.equal(saved[key], gathered[key]) for key in saved)
+    assert all(tensor.abs().max() > 0 for tensor in saved.values())
 
 
 @pytest.mark.slow
-def test_all_ranks_stop_alike_when_nothing_can_be_scored(tmp_path):
-    first, second = two_ranks(tmp_path, "always")
+@pytest.mark.parametrize("name", ["multi_gpu", "deepspeed_zero3"])
+def test_all_ranks_stop_alike_when_nothing_can_be_scored(name, tmp_path):
+    """And leave a checkpoint to go on from."""
+    first, second = two_ranks(name, tmp_path, "always")
     assert first["error"] == second["error"]
     assert "no rewrite of the last 2 batches could be scored" in first["error"]
-
-
-@pytest.mark.slow
-def test_the_recipe_shares_its_work_between_ranks(tmp_path, worker, validation_rows):
-    """Each rank rewrites and draws half of the held-out prompts; the table is over all of them, in their order."""
-    rows = validation_rows[:7]
-    (tmp_path / "validation.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    on_two_ranks(
-        *("recipes/grpo.py", "--config", "recipes/tiny_cpu.yaml", "--use_cpu", "true", "--ddp_backend", "gloo"),
-        *("--validation_prompts", str(tmp_path / "validation.jsonl"), "--output_dir", str(tmp_path / "out")),
-        *("--per_device_train_batch_size", "8", "--max_steps", "2", "--logging_steps", "1"),
-    )
-    results = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert [arm["n"] for arm in results["arms"].values()] == [7, 7, 7]
-    jobs = [
-        RenderJob(row["user_prompt"], row["user_prompt"], paired_seeds(0, "validation", row["user_prompt"], 1)[0])
-        for row in rows
-    ]
-    alone = [result.scores["clip"] for result in worker.score(jobs)]
-    assert results["arms"]["original"]["rewards"]["clip"] == pytest.approx(sum(alone) / 7, abs=1e-3)
-    completions = pandas.read_parquet(tmp_path / "out" / "completions" / "completions_00002.parquet")
-    assert len(completions) == 16 and completions["user_prompt"].nunique() == 2
+    checkpoint = re.search(r"--resume_from_checkpoint (\S+)", first["error"])[1]
+    assert load_file(f"{checkpoint}/adapter_model.safetensors") and "checkpoint-1" in checkpoint

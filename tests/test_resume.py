@@ -9,7 +9,7 @@ import time
 import pandas
 import pytest
 from conftest import REPOSITORY, TINY_WORLD
-from launching import ENVIRONMENT, TWO_CPU_RANKS, on_two_cpus, recipe, run
+from launching import ENVIRONMENT, RECIPE, TWO_CPU_RANKS, on_two_cpus, recipe, run
 
 
 STEPS = 6
@@ -89,11 +89,8 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(unbroken, tmp_path):
 
 @pytest.mark.slow
 def test_two_ranks_stop_at_the_same_step(tmp_path):
-    command = recipe(
-        *flags(tmp_path, "--per_device_train_batch_size", "8"),
-        *TWO_CPU_RANKS,
-        config=on_two_cpus("multi_gpu", tmp_path),
-    )
+    command = on_two_cpus("multi_gpu", tmp_path, *RECIPE, *flags(tmp_path), *TWO_CPU_RANKS)
+    command += ["--per_device_train_batch_size", "8"]
     said = stop(command, tmp_path, signal.SIGTERM)
     step = re.search(r"stopped by SIGTERM after step (\d)", said)
     assert step and (tmp_path / "out" / f"checkpoint-{step[1]}" / "rng_state_1.pth").exists()

@@ -1,0 +1,104 @@
+"""The launch files: every YAML and accelerate config as users type them, sharded over two CPU processes."""
+
+import json
+import re
+
+import pandas
+import pytest
+import torch
+import yaml
+from conftest import REPOSITORY, TINY_WORLD
+from launching import RECIPE, SHARDED, TWO_CPU_RANKS, on_two_cpus, run
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from safetensors.torch import load_file
+from transformers import AutoProcessor, Qwen2VLForConditionalGeneration
+from trl import ModelConfig, TrlParser
+
+from brushup.config import DataConfig, PromptEnhancerConfig, RenderConfig
+from brushup.enhancer import PromptEnhancer
+from brushup.worker import RenderJob, paired_seeds
+
+
+YAMLS = sorted(str(path.relative_to(REPOSITORY)) for path in REPOSITORY.glob("recipes/**/*.yaml"))
+ACCELERATE_CONFIGS = sorted(path.stem for path in REPOSITORY.glob("accelerate_configs/**/*.yaml"))
+
+
+@pytest.mark.parametrize("path", YAMLS)
+def test_each_yaml_parses_with_the_recipes_own_parser(path, monkeypatch):
+    monkeypatch.chdir(REPOSITORY)
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    parser = TrlParser((DataConfig, RenderConfig, PromptEnhancerConfig, ModelConfig))
+    data, render, args, model = parser.parse_args_and_config(["--config", path, "--use_cpu", "true"])
+    assert (REPOSITORY / data.train_prompts).exists() and (REPOSITORY / data.validation_prompts).exists()
+    assert isinstance(render.render_kwargs["height"], int) and isinstance(args.learning_rate, float)
+    assert len(args.reward_funcs) == len(args.reward_weights or args.reward_funcs)
+    assert set(args.reward_kwargs) <= set(args.reward_funcs)
+    assert model.use_peft and args.output_dir.startswith("runs/")
+
+
+@pytest.mark.parametrize("path", YAMLS)
+def test_each_yaml_says_what_it_needs_and_how_it_is_launched(path):
+    header = re.split(r"\n\n", (REPOSITORY / path).read_text())[0]
+    assert re.search(r"^# Needs: ", header, re.MULTILINE) and re.search(r"^# Override: .*--\w+", header, re.MULTILINE)
+    launch = re.search(
+        r"^# Launch: +accelerate launch --config_file (\S+) (\S+) --config (\S+)$", header, re.MULTILINE
+    )
+    assert launch[3] == path and all((REPOSITORY / file).exists() for file in launch.groups())
+
+
+def test_no_yaml_is_missing():
+    assert {"recipes/tiny_cpu.yaml", "recipes/qwen2vl_2b_sd3_1gpu.yaml", "recipes/qwen2vl_7b_sd3.yaml"} <= set(YAMLS)
+    assert {"cpu", "single_gpu", *SHARDED} <= set(ACCELERATE_CONFIGS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SHARDED)
+def test_the_recipe_on_two_processes(name, tmp_path, worker, validation_rows):
+    """Held-out prompts are shared out; generation, validation, checkpoints and the adapter work sharded."""
+    rows = validation_rows[:7]
+    (tmp_path / "validation.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    out = tmp_path / "out"
+    done = run(
+        on_two_cpus(name, tmp_path, *RECIPE, *TWO_CPU_RANKS)
+        + ["--validation_prompts", str(tmp_path / "validation.jsonl"), "--output_dir", str(out)]
+        + ["--per_device_train_batch_size", "8", "--max_steps", "2", "--logging_steps", "1", "--save_steps", "1"]
+        + ["--eval_strategy", "steps", "--eval_steps", "1", "--load_best_model_at_end", "true"]
+        + ["--metric_for_best_model", "eval_reward", "--greater_is_better", "true"]
+    )
+    results = json.loads((out / "results.json").read_text())
+    assert [arm["n"] for arm in results["arms"].values()] == [7, 7, 7]
+
+    # The same answers and pictures as one process gives with whole weights
+    enhancer = PromptEnhancer(
+        Qwen2VLForConditionalGeneration.from_pretrained(TINY_WORLD / "policy", dtype=torch.float32),
+        AutoProcessor.from_pretrained(TINY_WORLD / "policy"),
+    )
+    asked = [row["user_prompt"] for row in rows]
+    before = json.loads((out / "validation_0.json").read_text())["rows"]
+    assert [row["user_prompt"] for row in before] == asked
+    assert [row["rewrite"] for row in before] == [one.prompt for one in enhancer.enhance(asked, 32, temperature=0)]
+    jobs = [RenderJob(prompt, prompt, paired_seeds(0, "validation", prompt, 1)[0]) for prompt in asked]
+    alone = [result.scores["clip"] for result in worker.score(jobs)]
+    assert [row["original_rewards"]["clip"] for row in before] == pytest.approx(alone, abs=1e-3)
+
+    # Two ranks write for different prompts
+    completions = pandas.read_parquet(out / "completions" / "completions_00002.parquet")
+    assert len(completions) == 16 and completions["user_prompt"].nunique() == 2
+
+    # The adapter in output_dir is whole, and that of the best step
+    best = re.search(r"the policy of step (\d) was the best", done.stdout)[1]
+    saved = load_file(out / "adapter_model.safetensors")
+    kept = load_file(out / f"checkpoint-{best}" / "adapter_model.safetensors")
+    whole = {name: tensor.shape for name, tensor in get_peft_model_state_dict(fresh_adapter()).items()}
+    assert {name: tensor.shape for name, tensor in saved.items()} == whole
+    assert all(torch.equal(saved[name], kept[name]) for name in whole)
+    assert any("lora_B" in name and tensor.abs().max() > 0 for name, tensor in saved.items())
+    rewards = {step: arm["clip"] for step, arm in results["validation"].items()}
+    assert rewards[best] == max(rewards["1"], rewards["2"])
+
+
+def fresh_adapter() -> PeftModel:
+    """The adapter of recipes/tiny_cpu.yaml before training."""
+    settings = yaml.safe_load((REPOSITORY / "recipes" / "tiny_cpu.yaml").read_text())
+    policy = Qwen2VLForConditionalGeneration.from_pretrained(TINY_WORLD / "policy")
+    return get_peft_model(policy, LoraConfig(r=settings["lora_r"], target_modules=settings["lora_target_modules"]))
