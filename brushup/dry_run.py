@@ -27,6 +27,15 @@ class StepClock(TrainerCallback):
         self.seconds.append(time.perf_counter() - self._start)
 
 
+def check_deadline(drawing: float, ddp_timeout: int) -> None:
+    """Raises a ValueError if a rank draws for so many seconds at a time that the others give it up."""
+    if drawing > ddp_timeout:
+        raise ValueError(
+            f"drawing keeps a rank busy for {drawing:.0f} s at a time, but the others wait for it no longer than "
+            f"ddp_timeout = {ddp_timeout} s: raise ddp_timeout, or take fewer validation prompts"
+        )
+
+
 def dry_run(trainer: PromptEnhancerTrainer) -> str:
     """Trains for two batches, the second one measured, draws one held-out prompt, and saves nothing but that picture.
 
@@ -68,12 +77,8 @@ def dry_run(trainer: PromptEnhancerTrainer) -> str:
     picture_seconds = drawing / (pictures / ranks)
     validation_seconds = validation_pictures / ranks * picture_seconds
 
-    longest = max(drawing, validation_seconds / (validations + 1))
-    if ranks > 1 and longest > args.ddp_timeout:
-        raise ValueError(
-            f"drawing keeps a rank busy for {longest:.0f} s at a time, but the others wait for it no longer than "
-            f"ddp_timeout = {args.ddp_timeout} s: raise ddp_timeout, or take fewer validation prompts"
-        )
+    if ranks > 1:
+        check_deadline(max(drawing, validation_seconds / (validations + 1)), args.ddp_timeout)
     each, many = args.images_per_prompt, steps * pictures // steps_per_batch
     share = f"; a step takes 1/{steps_per_batch} of it" if steps_per_batch > 1 else ""
     lines = [

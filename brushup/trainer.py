@@ -1,6 +1,7 @@
 """`PromptEnhancerTrainer`: TRL's GRPO with rewrites that are drawn, and scored against the user's original prompt."""
 
 import math
+import shutil
 import time
 from collections import Counter
 from pathlib import Path
@@ -40,7 +41,7 @@ class ImageRewardColumn:
 class PromptEnhancerTrainer(GRPOTrainer):
     """GRPO (https://huggingface.co/papers/2402.03300) on prompts that a worker draws.
 
-    It overrides four methods of [`GRPOTrainer`]. Three call the original:
+    It overrides these methods of [`GRPOTrainer`]. Three call the original:
     `_generate_and_score_completions` remembers the batch's rows; `_generate` hands the rewrites to the worker as soon
     as they exist, so that drawing goes on while the reference log-probabilities are computed; `_calculate_rewards`
     collects the scores. A malformed answer is the policy's fault and has reward 0. A row of which the machine failed
@@ -187,6 +188,12 @@ class PromptEnhancerTrainer(GRPOTrainer):
         Trainer.log(self, metrics)  # TRL's would add, and so use up, the metrics of the training steps
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As TRL's; of a continued adapter only the trained one is left in `output_dir`, not the copy it started as."""
+        super().save_model(output_dir, _internal_call)
+        if output_dir in (None, self.args.output_dir) and self.args.should_save:
+            shutil.rmtree(Path(self.args.output_dir) / "ref", ignore_errors=True)
 
     def _gather_flags(self, flags: list[bool]) -> torch.Tensor:
         return gather(torch.tensor(flags, device=self.accelerator.device))

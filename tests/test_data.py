@@ -123,3 +123,12 @@ def test_what_is_missing_for_an_order_is_named(rows):
     odd = Dataset.from_list([{"user_prompt": "p", "difficulty": "extreme"}])
     with pytest.raises(ValueError, match="must be one of easy, medium, hard, found 'extreme'"):
         order_rows(odd, None, True, 0)
+
+
+def test_a_data_set_with_splits_as_on_the_hub(tmp_path):
+    """`datasets` reads a folder as it reads a Hub id: a file for each split."""
+    for split, prompt in (("train", "a cat"), ("validation", "a dog")):
+        (tmp_path / f"{split}.jsonl").write_text(json.dumps({"text": prompt, "category": "basic"}))
+    for split, prompt in (("train", "a cat"), ("validation", "a dog")):
+        rows = load_prompts(str(tmp_path), split, prompt_column="text")
+        assert rows["user_prompt"] == [prompt] and rows["category"] == ["basic"]

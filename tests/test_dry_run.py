@@ -2,9 +2,13 @@
 
 import re
 
+import pytest
 from conftest import TINY_WORLD
 from launching import recipe, run
 from PIL import Image
+from test_trainer import StubWorker, make_trainer
+
+from brushup.dry_run import check_deadline, dry_run
 
 
 def test_it_says_what_the_run_takes_and_leaves_one_picture(tmp_path):
@@ -25,3 +29,16 @@ def test_it_says_what_the_run_takes_and_leaves_one_picture(tmp_path):
     assert picture[1] in (TINY_WORLD / "validation.jsonl").read_text()
     assert Image.open(picture[3]).size == (32, 32)
     assert [file.name for file in tmp_path.iterdir()] == ["dry_run.png"]
+
+
+def test_too_few_prompts_for_a_batch(tmp_path):
+    (tmp_path / "one.jsonl").write_text('{"user_prompt": "a cat"}')
+    trainer = make_trainer(tmp_path, StubWorker(), prompts=tmp_path / "one.jsonl")  # 8 rewrites: 2 prompts x 4
+    with pytest.raises(ValueError, match="a batch takes 2 prompts, but train_prompts has 1: lower"):
+        dry_run(trainer)
+
+
+def test_drawing_longer_than_the_ranks_wait():
+    check_deadline(1799.0, 1800)
+    with pytest.raises(ValueError, match="busy for 1801 s .* ddp_timeout = 1800 s: raise ddp_timeout"):
+        check_deadline(1801.0, 1800)

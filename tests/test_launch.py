@@ -41,7 +41,7 @@ def test_each_yaml_says_what_it_needs_and_how_it_is_launched(path):
     header = re.split(r"\n\n", (REPOSITORY / path).read_text())[0]
     assert re.search(r"^# Needs: ", header, re.MULTILINE) and re.search(r"^# Override: .*--\w+", header, re.MULTILINE)
     launch = re.search(
-        r"^# Launch: +accelerate launch --config_file (\S+) (\S+) --config (\S+)$", header, re.MULTILINE
+        r"^# Launch: +(?:\w+=\S+ )?accelerate launch --config_file (\S+) (\S+) --config (\S+)$", header, re.MULTILINE
     )
     assert launch[3] == path and all((REPOSITORY / file).exists() for file in launch.groups())
 

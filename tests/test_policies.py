@@ -247,6 +247,8 @@ def test_an_adapter_trained_on_is_held_to_its_own_start(policies, adapters, tmp_
     kl = history(trainer, "kl")
     assert kl[0] == pytest.approx(0, abs=1e-6) and kl[2] > 1e-4
     assert_adapter_loads_again(trainer, policies["qwen2_vl"])
+    trainer.save_model()
+    assert not (tmp_path / "ref").exists() and (tmp_path / "checkpoint-2" / "ref").exists()
 
     resumed = policy_trainer(tmp_path, adapters["qwen2_vl"], **options, max_steps=4)
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))

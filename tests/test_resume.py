@@ -64,17 +64,26 @@ def unbroken(tmp_path_factory):
     return folder
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("number", "whole_group"), [(signal.SIGINT, True), (signal.SIGTERM, False)])
-def test_a_stopped_run_saves_a_checkpoint_and_goes_on_as_if_it_had_not_been(unbroken, tmp_path, number, whole_group):
-    """Ctrl-C reaches all processes of the terminal, SIGTERM here the launcher alone."""
-    said = stop(recipe(*flags(tmp_path)), tmp_path, number, whole_group)
+def checkpoint_said(said: str, folder) -> str:
     where = re.search(r"stopped by (\w+) after step (\d); go on with\n +--resume_from_checkpoint (\S+)", said)
-    assert where and where[1] == number.name and where[3] == str(tmp_path / "out" / f"checkpoint-{where[2]}")
-    assert not (tmp_path / "out" / "results.json").exists()
-    done = run(recipe(*flags(tmp_path), "--resume_from_checkpoint", where[3]))
+    assert where and where[3] == str(folder / "out" / f"checkpoint-{where[2]}")
+    assert not (folder / "out" / "results.json").exists()
+    return where[3]
+
+
+@pytest.mark.slow
+def test_a_run_stopped_by_ctrl_c_goes_on_as_if_it_had_not_been(unbroken, tmp_path):
+    """Ctrl-C reaches all processes of the terminal."""
+    checkpoint = checkpoint_said(stop(recipe(*flags(tmp_path)), tmp_path, signal.SIGINT, whole_group=True), tmp_path)
+    done = run(recipe(*flags(tmp_path), "--resume_from_checkpoint", checkpoint))
     assert steps_of(tmp_path) == steps_of(unbroken)
     assert "| untrained |" in done.stdout  # read from the validation before the stop
+
+
+@pytest.mark.slow
+def test_a_launcher_that_gets_sigterm_leaves_a_checkpoint(tmp_path):
+    checkpoint = checkpoint_said(stop(recipe(*flags(tmp_path)), tmp_path, signal.SIGTERM), tmp_path)
+    assert load_file(f"{checkpoint}/adapter_model.safetensors")
 
 
 @pytest.mark.slow
