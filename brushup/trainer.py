@@ -190,7 +190,7 @@ class PromptEnhancerTrainer(GRPOTrainer):
         return metrics
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """As TRL's; of a continued adapter only the trained one is left in `output_dir`, not the copy it started as."""
+        """As TRL's; of a continued adapter `output_dir` gets the trained one, and not the copy of where it started."""
         super().save_model(output_dir, _internal_call)
         if output_dir in (None, self.args.output_dir) and self.args.should_save:
             shutil.rmtree(Path(self.args.output_dir) / "ref", ignore_errors=True)

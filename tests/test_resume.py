@@ -10,6 +10,7 @@ import pandas
 import pytest
 from conftest import REPOSITORY, TINY_WORLD
 from launching import ENVIRONMENT, RECIPE, TWO_CPU_RANKS, on_two_cpus, recipe, run
+from safetensors.torch import load_file
 
 
 STEPS = 6
