@@ -80,6 +80,25 @@ class RenderConfig:
         default=0.85, metadata={"help": "Share of the render GPU's memory that this process may take, above 0 to 1."}
     )
 
+    worker: str = field(
+        default="local",
+        metadata={
+            "help": "Who draws and scores: `local` (the training process), `http://host:port` (recipes/serve.py), "
+            "`auto` (a service on the GPUs of this machine that training leaves free; with none free, `local`), or "
+            "`spawn` (a service on the CPU)."
+        },
+    )
+    render_timeout: float = field(
+        default=120.0, metadata={"help": "Seconds for one batch of pictures in the service; then its jobs failed."}
+    )
+    worker_timeout: float = field(
+        default=900.0,
+        metadata={
+            "help": "Seconds for all pictures of a training batch, the time that a service needs to come back "
+            "included; more than render_timeout, less than ddp_timeout."
+        },
+    )
+
     def __post_init__(self):
         for name in ("generator_init_kwargs", "render_kwargs", "scheduler_kwargs"):  # flags arrive as JSON
             value = vars(self)[name]
@@ -87,10 +106,8 @@ class RenderConfig:
 
 
 @dataclass
-class PromptEnhancerConfig(GRPOConfig):
-    """TRL's `GRPOConfig` and what `PromptEnhancerTrainer` needs besides."""
-
-    _VALID_DICT_FIELDS = GRPOConfig._VALID_DICT_FIELDS + ["reward_kwargs"]
+class RewardConfig:
+    """The rewards, by name."""
 
     reward_funcs: list[str] = field(
         default_factory=lambda: ["clip"],
@@ -103,6 +120,19 @@ class PromptEnhancerConfig(GRPOConfig):
         default=None,
         metadata={"help": "Keyword arguments of each reward: {clip: {model_name: ViT-L-14, pretrained: openai}}."},
     )
+
+    def kwargs_of_reward(self, name: str) -> dict[str, Any]:
+        """The keyword arguments that `reward_kwargs` holds for the reward `name`."""
+        kwargs = json.loads(self.reward_kwargs) if isinstance(self.reward_kwargs, str) else self.reward_kwargs
+        return dict((kwargs or {}).get(name, {}))
+
+
+@dataclass
+class PromptEnhancerConfig(RewardConfig, GRPOConfig):
+    """TRL's `GRPOConfig` and what `PromptEnhancerTrainer` needs besides."""
+
+    _VALID_DICT_FIELDS = GRPOConfig._VALID_DICT_FIELDS + ["reward_kwargs"]
+
     images_per_prompt: int = field(
         default=1, metadata={"help": "Pictures drawn of each rewrite (K); its image rewards are averaged over them."}
     )
@@ -136,6 +166,22 @@ class PromptEnhancerConfig(GRPOConfig):
         },
     )
 
-    def kwargs_of_reward(self, name: str) -> dict[str, Any]:
-        """The keyword arguments that `reward_kwargs` holds for the reward `name`."""
-        return dict((self.reward_kwargs or {}).get(name, {}))
+
+@dataclass
+class ServeConfig:
+    """The service: how many copies of the worker, and where."""
+
+    num_replicas: int = field(default=1, metadata={"help": "Copies of the generator and the image rewards."})
+    gpus_per_replica: float | None = field(
+        default=None,
+        metadata={"help": "GPUs of each, fractions allowed; default 1 where there are GPUs, else 0 (on the CPU)."},
+    )
+    host: str = field(
+        default="127.0.0.1",
+        metadata={"help": "Address to listen on. Any other than this machine's own needs BRUSHUP_TOKEN to be set."},
+    )
+    port: int = field(default=8100, metadata={"help": "Port to listen on; 0: any that is free."})
+    ray_address: str | None = field(
+        default=None,
+        metadata={"help": "A running Ray cluster to join (`auto`, or host:port); default: one on this machine alone."},
+    )

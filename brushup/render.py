@@ -76,6 +76,7 @@ class Renderer:
         memory_savers: Collection[str] = (),
         gpu_memory_fraction: float = 0.85,
     ):
+        self.generator = generator
         self.device = device or default_device()
         self.batch_size = batch_size
         self.render_kwargs = dict(render_kwargs or {})

@@ -10,7 +10,7 @@ from PIL import Image
 from transformers.integrations import deepspeed as hf_deepspeed
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-from brushup.config import PromptEnhancerConfig, RenderConfig
+from brushup.config import RenderConfig, RewardConfig
 from brushup.render import Renderer, RenderFailure
 from brushup.rewards import is_image_reward, label, load_reward
 
@@ -69,6 +69,9 @@ class LocalWorker:
         self.image_rewards = image_rewards
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="render")
 
+    def __str__(self) -> str:
+        return f"{self.renderer.generator} on {self.renderer.device}"
+
     @property
     def images_drawn(self) -> int:
         """Pictures drawn so far."""
@@ -113,17 +116,17 @@ class LocalWorker:
         return [results[job] if return_images else replace(results[job], image=None) for job in jobs]
 
 
-def load_worker(render: RenderConfig, args: PromptEnhancerConfig) -> LocalWorker:
-    """The generator and the image rewards that `args.reward_funcs` names, in this process, whole on each rank."""
+def load_worker(render: RenderConfig, rewards: RewardConfig) -> LocalWorker:
+    """The generator and the image rewards that `reward_funcs` names, in this process, whole on each rank."""
     zero3 = hf_deepspeed._hf_deepspeed_config_weak_ref
     unset_hf_deepspeed_config()  # with it, under ZeRO-3, transformers would shard whatever it loads
     try:
         renderer = Renderer.from_config(render)
-        rewards = {
-            label(name): load_reward(name, device=renderer.device, **args.kwargs_of_reward(name))
-            for name in args.reward_funcs
+        image_rewards = {
+            label(name): load_reward(name, device=renderer.device, **rewards.kwargs_of_reward(name))
+            for name in rewards.reward_funcs
             if is_image_reward(name)
         }
     finally:
         hf_deepspeed._hf_deepspeed_config_weak_ref = zero3
-    return LocalWorker(renderer, rewards)
+    return LocalWorker(renderer, image_rewards)

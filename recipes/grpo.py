@@ -32,7 +32,7 @@ from brushup.policy import load_policy
 from brushup.rewards import resolve
 from brushup.trainer import PromptEnhancerTrainer
 from brushup.training_check import ParametersMustChange
-from brushup.worker import load_worker
+from brushup.workers import get_worker
 
 
 def main(data: DataConfig, render: RenderConfig, args: PromptEnhancerConfig, model: ModelConfig) -> None:
@@ -55,8 +55,8 @@ def main(data: DataConfig, render: RenderConfig, args: PromptEnhancerConfig, mod
         checkpoint = get_last_checkpoint(args.output_dir) if Path(args.output_dir).is_dir() else None
         say(f"going on from {checkpoint}" if checkpoint else f"no checkpoint in {args.output_dir} yet: starting anew")
 
-    # Worker: draws and scores
-    worker = load_worker(render, args)
+    # Worker: draws and scores, in this process or in a service
+    worker = get_worker(render, args)
 
     # Policy
     args.eval_on_start = not checkpoint  # the untrained policy, to compare with
@@ -76,7 +76,7 @@ def main(data: DataConfig, render: RenderConfig, args: PromptEnhancerConfig, mod
     trainable = get_model_param_count(trainer.model, trainable_only=True)
     say(
         f"policy    {model.model_name_or_path}: {trainable:,} of {get_model_param_count(trainer.model):,} parameters "
-        f"train\ngenerator {render.generator} on {worker.renderer.device}\n"
+        f"train\ngenerator {worker}\n"
         f"rewards   {', '.join(args.reward_funcs)}\n"
         f"prompts   {len(train_prompts):,} to train on, {len(validation_prompts):,} held out\n"
     )

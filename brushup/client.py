@@ -1,0 +1,200 @@
+"""The client of the render service: `HttpWorker` stands in for `LocalWorker`."""
+
+import asyncio
+import json
+import logging
+import os
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import replace
+from typing import Any
+
+import httpx
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_before_delay, wait_exponential_jitter
+
+from brushup.config import PromptEnhancerConfig, RenderConfig
+from brushup.protocol import MAX_PROMPT_CHARS, Info, ScoreReply, ScoreRequest, settings_of, to_job
+from brushup.rewards import is_image_reward, label
+from brushup.worker import RenderJob, RenderResult
+
+
+logger = logging.getLogger(__name__)
+JOBS_PER_REQUEST = 16
+REQUESTS_AT_ONCE = 16
+SAY_EVERY = 5  # seconds, while waiting for a service that does not answer
+
+
+class WorkerUnavailable(ConnectionError):
+    """The service did not answer in time."""
+
+
+def may_pass(error: BaseException) -> bool:
+    """Whether asking again may help: the connection broke, the service is overloaded or not there yet."""
+    if isinstance(error, httpx.HTTPStatusError):
+        return error.response.status_code in (404, 408, 429) or error.response.status_code >= 500  # 404: no app yet
+    return isinstance(error, httpx.TransportError)
+
+
+class HttpWorker:
+    """A render service as a worker. Jobs are seeded, so each may be sent again without changing what it gives.
+
+    Args:
+        url: of the service, e.g. `http://127.0.0.1:8100`.
+        rewards: names of the image rewards to ask for.
+        timeout: seconds for one `submit`, waiting for a service that is started again included.
+        start_command: what a user types to start the service, for the error message.
+        token: default the environment variable BRUSHUP_TOKEN.
+    """
+
+    def __init__(self, url: str, rewards: list[str], timeout: float, start_command: str, token: str | None = None):
+        self.url = url.rstrip("/")
+        self.rewards = rewards
+        self.timeout = timeout
+        self.start_command = start_command
+        self.images_drawn = 0
+        self._in_flight: dict[tuple[RenderJob, bool], asyncio.Future[RenderResult]] = {}
+        self._said = 0.0
+        token = token or os.environ.get("BRUSHUP_TOKEN")
+        self._client = httpx.AsyncClient(
+            base_url=self.url, headers={"Authorization": f"Bearer {token}"} if token else None, timeout=timeout
+        )
+        self._slots = asyncio.Semaphore(REQUESTS_AT_ONCE)
+        self._loop = asyncio.new_event_loop()
+        threading.Thread(target=self._loop.run_forever, name="render client", daemon=True).start()
+        self.info = Info.model_validate_json(self._wait(self._request("GET", "/v1/info")))
+
+    def __str__(self) -> str:
+        return f"{self.info.settings['generator']} on {self.info.num_replicas} replicas at {self.url}"
+
+    @property
+    def token_limits(self) -> dict[str, int]:
+        """How many tokens of a prompt each tokenizer of the generator reads."""
+        return self.info.token_limits
+
+    def submit(self, jobs: Sequence[RenderJob], return_images: bool = False) -> "Future[list[RenderResult]]":
+        """Starts `score` and returns at once."""
+        return asyncio.run_coroutine_threadsafe(self._score(jobs, return_images), self._loop)
+
+    def score(self, jobs: Sequence[RenderJob], return_images: bool = False) -> list[RenderResult]:
+        """Draws and scores each job; equal jobs, also of another `submit` that is under way, are sent once.
+
+        Returns:
+            A result for each job, in order. A job that failed, or that the service did not answer in time, has an
+            `error` and no scores.
+        """
+        return self.submit(jobs, return_images).result()
+
+    def _wait(self, coroutine: Any) -> Any:
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+
+    async def _score(self, jobs: Sequence[RenderJob], return_images: bool) -> list[RenderResult]:
+        new = [job for job in dict.fromkeys(jobs) if (job, return_images) not in self._in_flight]
+        futures = {job: self._loop.create_future() for job in new}
+        self._in_flight |= {(job, return_images): future for job, future in futures.items()}
+        waiting = [self._in_flight[job, return_images] for job in jobs]
+        chunks = [new[start : start + JOBS_PER_REQUEST] for start in range(0, len(new), JOBS_PER_REQUEST)]
+        await asyncio.gather(*(self._send(chunk, futures, return_images) for chunk in chunks))
+        return [replace(result) for result in await asyncio.gather(*waiting)]
+
+    async def _send(
+        self, jobs: list[RenderJob], futures: dict[RenderJob, "asyncio.Future[RenderResult]"], return_images: bool
+    ) -> None:
+        too_long = [job for job in jobs if max(len(job.prompt), len(job.user_prompt)) > MAX_PROMPT_CHARS]
+        sent = [job for job in jobs if job not in too_long]
+        results = {
+            job: RenderResult(error=f"the prompt has more than {MAX_PROMPT_CHARS} characters") for job in too_long
+        }
+        try:
+            if sent:
+                request = ScoreRequest(
+                    jobs=[to_job(job) for job in sent],
+                    rewards=self.rewards,
+                    images="webp" if return_images else "none",
+                )
+                reply = ScoreReply.model_validate_json(
+                    await self._request("POST", "/v1/score", content=request.model_dump_json())
+                )
+                results |= {job: r.to_render_result() for job, r in zip(sent, reply.results, strict=True)}
+        except Exception as error:
+            results |= {job: RenderResult(error=f"{type(error).__name__}: {error}") for job in sent}
+        for job in jobs:
+            self.images_drawn += results[job].error is None
+            futures[job].set_result(results[job])
+            del self._in_flight[job, return_images]
+
+    async def _request(self, method: str, path: str, content: str | None = None) -> bytes:
+        """The body of the reply; asks again, ever more slowly, until the time is up.
+
+        Raises:
+            WorkerUnavailable: the time is up.
+            httpx.HTTPStatusError: the service refused, and would again.
+        """
+        retrying = AsyncRetrying(
+            retry=retry_if_exception(may_pass),
+            wait=wait_exponential_jitter(initial=0.2, max=5, jitter=1),
+            stop=stop_before_delay(self.timeout),
+            before_sleep=self._say,
+            reraise=True,
+        )
+        try:
+            async for attempt in retrying:
+                with attempt:
+                    async with self._slots:
+                        reply = await self._client.request(
+                            method, path, content=content, headers={"Content-Type": "application/json"}
+                        )
+                    if reply.status_code == 401:
+                        raise PermissionError(f"{self.url} refused: set BRUSHUP_TOKEN to the secret of the service")
+                    if reply.is_client_error and not may_pass(httpx.HTTPStatusError("", request=None, response=reply)):
+                        raise ValueError(f"{self.url}{path} refused ({reply.status_code}): {reply.text[:500]}")
+                    reply.raise_for_status()
+                    return reply.content
+        except (httpx.TransportError, httpx.HTTPStatusError) as error:
+            raise WorkerUnavailable(
+                f"the worker at {self.url} did not answer for {self.timeout:.0f} s (worker_timeout; last: "
+                f"{type(error).__name__} {error}). Start it with: {self.start_command}"
+            ) from error
+
+    def _say(self, attempt: RetryCallState) -> None:
+        now = time.monotonic()
+        if now - self._said > SAY_EVERY:
+            self._said = now
+            error = attempt.outcome.exception()
+            left = self.timeout - attempt.seconds_since_start
+            logger.warning(
+                "the worker at %s does not answer (%s): asking again for up to %.0f s",
+                self.url,
+                type(error).__name__,
+                left,
+            )
+
+
+def connect(url: str, render: RenderConfig, args: PromptEnhancerConfig) -> HttpWorker:
+    """The service at `url`, if it draws and scores as the settings of this run say.
+
+    Raises:
+        ValueError: it does not; the message has each setting that differs, with both values.
+        WorkerUnavailable: it does not answer.
+    """
+    image_rewards = [label(name) for name in args.reward_funcs if is_image_reward(name)]
+    command = f"python recipes/serve.py --config <the YAML of this run> --port {url.rsplit(':', 1)[-1]}"
+    worker = HttpWorker(url, image_rewards, render.worker_timeout, command)
+    ours, theirs = json.loads(json.dumps(settings_of(render, args))), worker.info.settings
+    differ = [
+        f"{name}: here {ours[name]!r}, there {theirs.get(name)!r}" for name in ours if ours[name] != theirs[name]
+    ]
+    if differ:
+        raise ValueError(f"the worker at {url} was started with other settings: {'; '.join(differ)}")
+    return worker
+
+
+def check_deadlines(render: RenderConfig, ddp_timeout: int) -> None:
+    """Raises a ValueError unless one render < one training batch < what ranks wait for each other."""
+    if not render.render_timeout < render.worker_timeout < ddp_timeout:
+        raise ValueError(
+            f"deadlines must nest: render_timeout ({render.render_timeout:g} s, a batch of pictures) < worker_timeout "
+            f"({render.worker_timeout:g} s, all pictures of a training batch) < ddp_timeout ({ddp_timeout} s, ranks "
+            "waiting for each other). Change the one that is out of order"
+        )

@@ -1,0 +1,94 @@
+"""What goes over HTTP between training and the render service, as pydantic models: JSON, never pickle."""
+
+import base64
+import io
+from typing import Annotated, Any, Literal
+
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, Field
+
+from brushup.config import RenderConfig, RewardConfig
+from brushup.rewards import is_image_reward, label
+from brushup.worker import RenderJob, RenderResult
+
+
+MAX_JOBS = 256
+MAX_PROMPT_CHARS = 8_000
+MAX_BODY_BYTES = 4 * 2**20
+
+Prompt = Annotated[str, Field(min_length=1, max_length=MAX_PROMPT_CHARS)]
+ImageFormat = Literal["none", "webp", "png"]
+
+
+class Job(BaseModel):
+    """A `RenderJob`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    prompt: Prompt
+    user_prompt: Prompt
+    seed: Annotated[int, Field(ge=0, lt=2**64)]
+
+
+class ScoreRequest(BaseModel):
+    """`rewards` are names that the service was started with; pictures come back losslessly, if asked for."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    jobs: Annotated[list[Job], Field(min_length=1, max_length=MAX_JOBS)]
+    rewards: Annotated[list[str], Field(max_length=100)]
+    images: ImageFormat = "none"
+
+
+class Result(BaseModel):
+    """A `RenderResult`; `image` is a WebP or PNG file in base64."""
+
+    scores: dict[str, float] = {}
+    image: str | None = None
+    error: str | None = None
+    tokens: dict[str, int] = {}
+
+    @classmethod
+    def of(cls, result: RenderResult, rewards: list[str], image_format: ImageFormat) -> "Result":
+        image = None
+        if result.image and image_format != "none":
+            file = io.BytesIO()
+            result.image.save(file, image_format, lossless=True)
+            image = base64.b64encode(file.getvalue()).decode()
+        scores = {name: score for name, score in result.scores.items() if name in rewards}
+        return cls(scores=scores, image=image, error=result.error, tokens=result.tokens)
+
+    def to_render_result(self) -> RenderResult:
+        image = Image.open(io.BytesIO(base64.b64decode(self.image))).convert("RGB") if self.image else None
+        return RenderResult(self.scores, image, self.error, self.tokens)
+
+
+class ScoreReply(BaseModel):
+    """A result for each job of the request, in order."""
+
+    results: list[Result]
+
+
+class Info(BaseModel):
+    """What the service is: its settings, and what it found out about its generator."""
+
+    settings: dict[str, Any]
+    rewards: list[str]
+    token_limits: dict[str, int]
+    render_timeout: float
+    num_replicas: int
+
+
+def settings_of(render: RenderConfig, rewards: RewardConfig) -> dict[str, Any]:
+    """What decides how a picture is drawn and scored: training and the service must agree on all of it."""
+    names = ("generator", "generator_init_kwargs", "render_kwargs", "render_dtype", "scheduler", "scheduler_kwargs")
+    loras = ("generator_lora", "generator_lora_scale")
+    image_rewards = [name for name in rewards.reward_funcs if is_image_reward(name)]
+    return {name: getattr(render, name) for name in (*names, *loras)} | {
+        "reward_funcs": sorted(map(label, image_rewards)),
+        "reward_kwargs": {label(name): rewards.kwargs_of_reward(name) for name in image_rewards},
+    }
+
+
+def to_job(job: RenderJob) -> Job:
+    return Job(prompt=job.prompt, user_prompt=job.user_prompt, seed=job.seed)
