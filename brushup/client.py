@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 import os
+import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 import httpx
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_before_delay, wait_exponential_jitter
+from tenacity import AsyncRetrying, retry_if_exception, stop_before_delay, wait_exponential_jitter
 
 from brushup.config import PromptEnhancerConfig, RenderConfig
 from brushup.protocol import MAX_PROMPT_CHARS, Info, ScoreReply, ScoreRequest, settings_of, to_job
@@ -58,12 +59,12 @@ class HttpWorker:
         self._said = 0.0
         token = token or os.environ.get("BRUSHUP_TOKEN")
         self._client = httpx.AsyncClient(
-            base_url=self.url, headers={"Authorization": f"Bearer {token}"} if token else None, timeout=timeout
+            base_url=self.url, headers={"Authorization": f"Bearer {token}"} if token else None
         )
         self._slots = asyncio.Semaphore(REQUESTS_AT_ONCE)
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, name="render client", daemon=True).start()
-        self.info = Info.model_validate_json(self._wait(self._request("GET", "/v1/info")))
+        self.info = Info.model_validate_json(self._wait(self._request("GET", "/v1/info", self._deadline())))
 
     def __str__(self) -> str:
         return f"{self.info.settings['generator']} on {self.info.num_replicas} replicas at {self.url}"
@@ -86,6 +87,9 @@ class HttpWorker:
         """
         return self.submit(jobs, return_images).result()
 
+    def _deadline(self) -> float:
+        return time.monotonic() + self.timeout
+
     def _wait(self, coroutine: Any) -> Any:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
 
@@ -95,11 +99,16 @@ class HttpWorker:
         self._in_flight |= {(job, return_images): future for job, future in futures.items()}
         waiting = [self._in_flight[job, return_images] for job in jobs]
         chunks = [new[start : start + JOBS_PER_REQUEST] for start in range(0, len(new), JOBS_PER_REQUEST)]
-        await asyncio.gather(*(self._send(chunk, futures, return_images) for chunk in chunks))
+        deadline = self._deadline()
+        await asyncio.gather(*(self._send(chunk, futures, return_images, deadline) for chunk in chunks))
         return [replace(result) for result in await asyncio.gather(*waiting)]
 
     async def _send(
-        self, jobs: list[RenderJob], futures: dict[RenderJob, "asyncio.Future[RenderResult]"], return_images: bool
+        self,
+        jobs: list[RenderJob],
+        futures: dict[RenderJob, "asyncio.Future[RenderResult]"],
+        return_images: bool,
+        deadline: float,
     ) -> None:
         too_long = [job for job in jobs if max(len(job.prompt), len(job.user_prompt)) > MAX_PROMPT_CHARS]
         sent = [job for job in jobs if job not in too_long]
@@ -114,7 +123,7 @@ class HttpWorker:
                     images="webp" if return_images else "none",
                 )
                 reply = ScoreReply.model_validate_json(
-                    await self._request("POST", "/v1/score", content=request.model_dump_json())
+                    await self._request("POST", "/v1/score", deadline, request.model_dump_json())
                 )
                 results |= {job: r.to_render_result() for job, r in zip(sent, reply.results, strict=True)}
         except Exception as error:
@@ -124,8 +133,8 @@ class HttpWorker:
             futures[job].set_result(results[job])
             del self._in_flight[job, return_images]
 
-    async def _request(self, method: str, path: str, content: str | None = None) -> bytes:
-        """The body of the reply; asks again, ever more slowly, until the time is up.
+    async def _request(self, method: str, path: str, deadline: float, content: str | None = None) -> bytes:
+        """The body of the reply; asks again, ever more slowly, until the deadline (of `time.monotonic`).
 
         Raises:
             WorkerUnavailable: the time is up.
@@ -134,8 +143,8 @@ class HttpWorker:
         retrying = AsyncRetrying(
             retry=retry_if_exception(may_pass),
             wait=wait_exponential_jitter(initial=0.2, max=5, jitter=1),
-            stop=stop_before_delay(self.timeout),
-            before_sleep=self._say,
+            stop=stop_before_delay(max(deadline - time.monotonic(), 0)),
+            before_sleep=lambda attempt: self._say(attempt.outcome.exception(), deadline),
             reraise=True,
         )
         try:
@@ -143,7 +152,11 @@ class HttpWorker:
                 with attempt:
                     async with self._slots:
                         reply = await self._client.request(
-                            method, path, content=content, headers={"Content-Type": "application/json"}
+                            method,
+                            path,
+                            content=content,
+                            headers={"Content-Type": "application/json"},
+                            timeout=max(deadline - time.monotonic(), 0.1),
                         )
                     if reply.status_code == 401:
                         raise PermissionError(f"{self.url} refused: set BRUSHUP_TOKEN to the secret of the service")
@@ -157,17 +170,15 @@ class HttpWorker:
                 f"{type(error).__name__} {error}). Start it with: {self.start_command}"
             ) from error
 
-    def _say(self, attempt: RetryCallState) -> None:
+    def _say(self, error: BaseException, deadline: float) -> None:
         now = time.monotonic()
         if now - self._said > SAY_EVERY:
             self._said = now
-            error = attempt.outcome.exception()
-            left = self.timeout - attempt.seconds_since_start
             logger.warning(
                 "the worker at %s does not answer (%s): asking again for up to %.0f s",
                 self.url,
                 type(error).__name__,
-                left,
+                deadline - now,
             )
 
 
@@ -179,7 +190,8 @@ def connect(url: str, render: RenderConfig, args: PromptEnhancerConfig) -> HttpW
         WorkerUnavailable: it does not answer.
     """
     image_rewards = [label(name) for name in args.reward_funcs if is_image_reward(name)]
-    command = f"python recipes/serve.py --config <the YAML of this run> --port {url.rsplit(':', 1)[-1]}"
+    arguments = sys.argv[sys.argv.index("--config") :][:2] if "--config" in sys.argv else ["--config", "..."]
+    command = f"python recipes/serve.py {' '.join(arguments)} --port {httpx.URL(url).port or 80}"
     worker = HttpWorker(url, image_rewards, render.worker_timeout, command)
     ours, theirs = json.loads(json.dumps(settings_of(render, args))), worker.info.settings
     differ = [

@@ -179,7 +179,10 @@ class PromptEnhancerTrainer(GRPOTrainer):
                 images=[row.get("image") for row in validation.padded_share],
             )[: len(validation.share)]
         malformed = gather_object([enhancement.fell_back for enhancement in enhancements])
-        arm = self.arms[step] = validation.draw([enhancement.prompt for enhancement in enhancements])
+        try:
+            arm = self.arms[step] = validation.draw([enhancement.prompt for enhancement in enhancements])
+        except RuntimeError as error:
+            raise RuntimeError(f"{error}{self._save_now()}") from error
         metrics = validation.metrics(arm, malformed)
         if self.accelerator.is_main_process:
             path = Path(self.args.output_dir) / f"validation_{step}.json"
@@ -211,20 +214,22 @@ class PromptEnhancerTrainer(GRPOTrainer):
         nothing_scored = bool(failed.any() and (failed | malformed).all())
         self._failed_batches = self._failed_batches + 1 if nothing_scored else 0
         if self._failed_batches >= self.args.max_failed_batches:
-            checkpoint = self._save_now()
             raise RuntimeError(
                 f"no rewrite of the last {self._failed_batches} batches could be scored (max_failed_batches="
-                f"{self.args.max_failed_batches}); the worker said: {errors[0]}"
-                + (f"; go on later with --resume_from_checkpoint {checkpoint}" if checkpoint else "")
+                f"{self.args.max_failed_batches}); the worker said: {errors[0]}{self._save_now()}"
             )
 
-    def _save_now(self) -> Path | None:
-        """Saves a checkpoint of the last step that was finished, unless there is one; all ranks call it together."""
+    def _save_now(self) -> str:
+        """Saves a checkpoint of the last step that was finished, unless there is one; all ranks call it together.
+
+        Returns:
+            How to go on from it.
+        """
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
         exists = broadcast_object_list([folder.is_dir()])[0]
         if self.state.global_step and not exists:
             self._save_checkpoint(self.model, trial=None)
-        return folder if self.state.global_step else None
+        return f". Go on later with --resume_from_checkpoint {folder}" if self.state.global_step else ""
 
     def _saves_pictures(self) -> bool:
         every = self.args.log_images_steps

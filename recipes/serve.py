@@ -16,7 +16,6 @@ import os
 import signal
 import socket
 import sys
-import threading
 
 import ray
 import torch
@@ -48,35 +47,38 @@ def main(render: RenderConfig, rewards: RewardConfig, service: ServeConfig) -> N
 
     if "BRUSHUP_PARENT" in os.environ:
         end_with(int(os.environ["BRUSHUP_PARENT"]))
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: the end, below
     # A cluster of its own listens on this machine only.
     own = {"_node_ip_address": "127.0.0.1", "num_cpus": max(service.num_replicas * cpus, 1)}
-    ray.init(address=service.ray_address, include_dashboard=False, **({} if service.ray_address else own))
-    serve.start(http_options={"host": service.host, "port": port})
-    serve.run(
-        make_application(
-            functools.partial(load_worker, render, rewards),
-            settings,
-            rewards=settings["reward_funcs"],
-            render_timeout=render.render_timeout,
-            batch_size=render.render_batch_size,
-            num_replicas=service.num_replicas,
-            actor_options={"num_cpus": cpus, "num_gpus": gpus},
-            token=token,
-        ),
-        name="brushup",
-    )
-    print(f"ready: --worker http://{service.host}:{port}", flush=True)
-    stop.wait()
-    serve.shutdown()
-    ray.shutdown()
+    try:
+        ray.init(address=service.ray_address, include_dashboard=False, **({} if service.ray_address else own))
+        serve.start(http_options={"host": service.host, "port": port})
+        serve.run(
+            make_application(
+                functools.partial(load_worker, render, rewards),
+                settings,
+                rewards=settings["reward_funcs"],
+                render_timeout=render.render_timeout,
+                batch_size=render.render_batch_size,
+                num_replicas=service.num_replicas,
+                actor_options={"num_cpus": cpus, "num_gpus": gpus},
+                token=token,
+            ),
+            name="brushup",
+        )
+        print(f"ready: --worker http://{service.host}:{port}", flush=True)
+        signal.pause()
+    except KeyboardInterrupt:
+        print("stopped", flush=True)
+    finally:
+        if service.ray_address:  # else all of the cluster ends here
+            serve.shutdown()
+        ray.shutdown()
 
 
 def end_with(parent: int) -> None:
-    """Linux kills this process when the training process that started it is gone; Ray's processes follow."""
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    """Linux ends this process (SIGTERM) when the training process that started it is gone, however that ended."""
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
     if os.getppid() != parent:  # it was gone before
         sys.exit("the training process is gone")
 

@@ -2,6 +2,7 @@
 
 import os
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -52,6 +53,12 @@ def on_two_cpus(name: str, folder: Path, *program: str) -> list[str]:
         (folder / "pretend_gpus.py").write_text(PRETEND_GPUS)
         program = (str(folder / "pretend_gpus.py"), *program)
     return [*ACCELERATE, str(folder / f"{name}.yaml"), *program]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def run(command: list[str], timeout: int = 240) -> subprocess.CompletedProcess:
