@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 import httpx
-from tenacity import AsyncRetrying, retry_if_exception, stop_before_delay, wait_exponential_jitter
+from tenacity import AsyncRetrying, retry_if_exception, stop_before_delay, wait_random_exponential
 
 from brushup.config import PromptEnhancerConfig, RenderConfig
 from brushup.protocol import MAX_PROMPT_CHARS, Info, ScoreReply, ScoreRequest, settings_of, to_job
@@ -142,7 +142,7 @@ class HttpWorker:
         """
         retrying = AsyncRetrying(
             retry=retry_if_exception(may_pass),
-            wait=wait_exponential_jitter(initial=0.2, max=5, jitter=1),
+            wait=wait_random_exponential(multiplier=0.5, max=5),
             stop=stop_before_delay(max(deadline - time.monotonic(), 0)),
             before_sleep=lambda attempt: self._say(attempt.outcome.exception(), deadline),
             reraise=True,

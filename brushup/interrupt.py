@@ -1,14 +1,21 @@
-"""Ctrl-C and SIGTERM: training stops after the running step, with a checkpoint to go on from."""
+"""Stopping and going on: Ctrl-C and SIGTERM end training after the running step, with a checkpoint."""
 
 import ctypes
 import os
 import signal
 import sys
+from pathlib import Path
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import reduce
 from transformers import TrainerCallback
+
+
+def last_checkpoint(output_dir: str) -> str | None:
+    """The newest whole checkpoint: one that was killed while it was written has no `trainer_state.json`, the last file."""
+    whole = [file.parent for file in Path(output_dir).glob("checkpoint-*/trainer_state.json")]
+    return str(max(whole, key=lambda folder: int(folder.name.split("-")[1]))) if whole else None
 
 
 class StopOnSignal(TrainerCallback):

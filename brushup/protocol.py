@@ -5,7 +5,7 @@ import io
 from typing import Annotated, Any, Literal
 
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from brushup.config import RenderConfig, RewardConfig
 from brushup.rewards import is_image_reward, label
@@ -13,8 +13,10 @@ from brushup.worker import RenderJob, RenderResult
 
 
 MAX_JOBS = 256
+MAX_JOBS_WITH_IMAGES = 32  # 1024 x 1024 pixels, lossless: about 2 MB each in base64
 MAX_PROMPT_CHARS = 8_000
 MAX_BODY_BYTES = 4 * 2**20
+MAX_IMAGE_PIXELS = 2**26  # 8192 x 8192
 
 Prompt = Annotated[str, Field(min_length=1, max_length=MAX_PROMPT_CHARS)]
 ImageFormat = Literal["none", "webp", "png"]
@@ -27,7 +29,7 @@ class Job(BaseModel):
 
     prompt: Prompt
     user_prompt: Prompt
-    seed: Annotated[int, Field(ge=0, lt=2**64)]
+    seed: Annotated[int, Field(ge=0, lt=2**64, strict=True)]  # strict: neither true nor "1"
 
 
 class ScoreRequest(BaseModel):
@@ -36,8 +38,14 @@ class ScoreRequest(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     jobs: Annotated[list[Job], Field(min_length=1, max_length=MAX_JOBS)]
-    rewards: Annotated[list[str], Field(max_length=100)]
+    rewards: Annotated[list[Annotated[str, Field(max_length=200)]], Field(max_length=100)]
     images: ImageFormat = "none"
+
+    @model_validator(mode="after")
+    def _reply_fits(self) -> "ScoreRequest":
+        if self.images != "none" and len(self.jobs) > MAX_JOBS_WITH_IMAGES:
+            raise ValueError(f"at most {MAX_JOBS_WITH_IMAGES} jobs a request when pictures are asked for")
+        return self
 
 
 class Result(BaseModel):
@@ -59,7 +67,15 @@ class Result(BaseModel):
         return cls(scores=scores, image=image, error=result.error, tokens=result.tokens)
 
     def to_render_result(self) -> RenderResult:
-        image = Image.open(io.BytesIO(base64.b64decode(self.image))).convert("RGB") if self.image else None
+        """Raises a ValueError for a picture that would fill the memory when it is unpacked."""
+        image = None
+        if self.image:
+            image = Image.open(io.BytesIO(base64.b64decode(self.image)), formats=["WEBP", "PNG"])
+            if image.width * image.height > MAX_IMAGE_PIXELS:
+                raise ValueError(
+                    f"the picture has {image.width} x {image.height} pixels, more than {MAX_IMAGE_PIXELS}"
+                )
+            image = image.convert("RGB")
         return RenderResult(self.scores, image, self.error, self.tokens)
 
 
@@ -67,6 +83,12 @@ class ScoreReply(BaseModel):
     """A result for each job of the request, in order."""
 
     results: list[Result]
+
+
+class Problem(BaseModel):
+    """Why a request was refused."""
+
+    detail: str
 
 
 class Info(BaseModel):

@@ -10,16 +10,18 @@ import logging
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Annotated, Any
+from typing import Any
 
 import prometheus_client
-from fastapi import Depends, FastAPI, HTTPException, Response
-from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from fastapi import Depends, FastAPI, HTTPException, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, PlainTextResponse
+from fastapi.security import HTTPBearer
 from ray import serve
 from ray.exceptions import RayActorError
 from ray.serve.handle import DeploymentHandle
 
-from brushup.protocol import MAX_BODY_BYTES, ImageFormat, Info, Job, Result, ScoreReply, ScoreRequest
+from brushup.protocol import MAX_BODY_BYTES, ImageFormat, Info, Job, Problem, Result, ScoreReply, ScoreRequest
 from brushup.worker import LocalWorker, RenderJob, RenderResult
 
 
@@ -77,29 +79,65 @@ class Replica:
         return self._drawing.result()
 
 
-class LimitBody:
-    """ASGI middleware: 413 for a body of more than `MAX_BODY_BYTES`, before it is read into memory."""
+class Guard:
+    """ASGI middleware: 401 without the token, 413 for a body of more than `MAX_BODY_BYTES`; both before it is read."""
 
     def __init__(self, app: Callable):
         self.app = app
 
     async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        headers = dict(scope["headers"])
+        token = serve.get_replica_context().servable_object.token
+        scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
+        known = scheme.lower() == b"bearer" and hmac.compare_digest(given.strip(), (token or "").encode())
+        if token and not known and scope["path"] != "/health":
+            message = "this service wants its BRUSHUP_TOKEN as a bearer token"
+            return await JSONResponse({"detail": message}, 401, {"WWW-Authenticate": "Bearer"})(scope, receive, send)
+        too_large = f"the body is larger than {MAX_BODY_BYTES} bytes: send fewer jobs at once"
+        if int(headers.get(b"content-length", 0)) > MAX_BODY_BYTES:
+            return await JSONResponse({"detail": too_large}, 413)(scope, receive, send)
         read = 0
 
-        async def counted() -> dict:
+        async def counted() -> dict:  # a body that comes in chunks does not say how large it is
             nonlocal read
             message = await receive()
             read += len(message.get("body", b""))
             if read > MAX_BODY_BYTES:
-                raise HTTPException(413, f"the body is larger than {MAX_BODY_BYTES} bytes: send fewer jobs at once")
+                raise HTTPException(413, too_large)
             return message
 
-        await self.app(scope, counted if scope["type"] == "http" else receive, send)
+        await self.app(scope, counted, send)
+
+
+PROBLEMS = {
+    400: "The body is no JSON.",
+    401: "The token is missing or wrong.",
+    413: "The body is too large.",
+    422: "The request is not as described here, or names a reward that the service was not started with.",
+    503: "The models are loading.",
+}
+
+
+def problems(*statuses: int) -> dict[int, dict[str, Any]]:
+    """For the OpenAPI description."""
+    return {status: {"model": Problem, "description": PROBLEMS[status]} for status in statuses}
 
 
 app = FastAPI(title="Brushup render service", version="1")
-app.add_middleware(LimitBody)
-bearer = HTTPBearer(auto_error=False)
+app.add_middleware(Guard)
+LOCKED = [Depends(HTTPBearer(auto_error=False, description="BRUSHUP_TOKEN, if the service has one"))]  # see Guard
+
+
+@app.exception_handler(RequestValidationError)
+async def refuse(_: Request, invalid: RequestValidationError) -> JSONResponse:
+    """422 with what is wrong in words, a few hundred bytes of ASCII: the request itself may be large, or no Unicode."""
+    errors = [f"{'.'.join(map(str, error['loc']))}: {error['msg']}" for error in invalid.errors()[:5]]
+    if isinstance(invalid.body, bytes):
+        errors = ["send JSON, with the header Content-Type: application/json"]
+    message = "; ".join(error[:200] for error in errors)
+    return JSONResponse({"detail": message.encode("ascii", "backslashreplace").decode()}, 422)
 
 
 @serve.deployment(max_ongoing_requests=1000, graceful_shutdown_timeout_s=2, ray_actor_options={"num_cpus": 0})
@@ -128,49 +166,36 @@ class Gateway:
         limits = await self.replicas.token_limits.remote()
         self.info = Info(**self._info, token_limits=limits)
 
-    async def _authorized(self, sent: HTTPAuthorizationCredentials | None) -> None:
-        given = sent.credentials if sent else ""
-        if self.token and not hmac.compare_digest(given.encode(), self.token.encode()):
-            raise HTTPException(
-                401, "this service wants its BRUSHUP_TOKEN as a bearer token", {"WWW-Authenticate": "Bearer"}
-            )
-
     def _ready(self) -> Info:
         if not self.info:
             raise HTTPException(503, "the models are loading")
         return self.info
 
-    @app.get("/health")
+    @app.get("/health", responses=problems(503))
     async def health(self) -> dict[str, str]:
         """200 once the models are loaded, 503 before."""
         self._ready()
         return {"status": "ok"}
 
-    @app.get("/v1/info")
-    async def get_info(self, sent: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]) -> Info:
+    @app.get("/v1/info", dependencies=LOCKED, responses=problems(401, 503))
+    async def get_info(self) -> Info:
         """The settings that pictures are drawn and scored with."""
-        await self._authorized(sent)
         return self._ready()
 
-    @app.get("/metrics")
-    async def metrics(self, sent: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]) -> Response:
+    @app.get("/metrics", dependencies=LOCKED, responses=problems(401), response_class=PlainTextResponse)
+    async def metrics(self) -> Response:
         """For Prometheus."""
-        await self._authorized(sent)
         return Response(
             prometheus_client.generate_latest(self.registry), media_type=prometheus_client.CONTENT_TYPE_LATEST
         )
 
-    @app.post("/v1/score")
-    async def score(
-        self, request: ScoreRequest, sent: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]
-    ) -> ScoreReply:
+    @app.post("/v1/score", dependencies=LOCKED, responses=problems(400, 401, 413, 422, 503))
+    async def score(self, request: ScoreRequest) -> ScoreReply:
         """Draws and scores each job. A job that the machine failed has an `error`; the others are not touched."""
-        await self._authorized(sent)
-        unknown = set(request.rewards) - set(self._ready().rewards)
-        if unknown:
-            raise HTTPException(
-                422, f"this service has no reward {sorted(unknown)}; it was started with {self._ready().rewards}"
-            )
+        rewards = self._ready().rewards
+        for name in request.rewards:
+            if name not in rewards:
+                raise HTTPException(422, f"this service has no reward {name!r}; it was started with {rewards}")
         results = await asyncio.gather(*(self._score(job, request.rewards, request.images) for job in request.jobs))
         return ScoreReply(results=results)
 
@@ -183,21 +208,22 @@ class Gateway:
             self.failures.labels(result.error.split(":")[0]).inc()
         else:
             self.drawn.inc()
-        return Result.of(result, rewards, image_format)
+        return await asyncio.to_thread(Result.of, result, rewards, image_format)  # a large picture takes a second
 
     async def _draw(self, job: RenderJob) -> RenderResult:
-        send = self.replicas.score
+        alone = False
         for _ in range(ATTEMPTS):
             try:
-                result, batch_size = await send.remote(job)
+                score = self.replicas.score_alone if alone else self.replicas.score
+                result, batch_size = await score.remote(job)
             except RayActorError as death:
                 logger.warning("a replica died with a job; another gets it: %s", str(death).splitlines()[0])
                 self.retries.inc()
                 continue
             if batch_size:
                 self.batches.observe(batch_size)
-            if (result.error or "").startswith("timeout") and send is self.replicas.score:
-                send = self.replicas.score_alone  # perhaps it was another job of the batch
+            if not alone and (result.error or "").startswith("timeout"):
+                alone = True  # perhaps it was another job of the batch
                 continue
             return result
         return RenderResult(error=f"replica died: {ATTEMPTS} replicas died, or took too long, with this job")

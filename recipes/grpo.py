@@ -19,7 +19,6 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_pt_utils import get_model_param_count
-from transformers.trainer_utils import get_last_checkpoint
 from trl import ModelConfig, TrlParser
 
 from brushup.config import DataConfig, PromptEnhancerConfig, RenderConfig
@@ -27,7 +26,7 @@ from brushup.console import TrainingProgress, quiet_libraries
 from brushup.data import load_prompts, order_rows
 from brushup.dry_run import dry_run
 from brushup.evaluation import before_after_sheet, paired_difference, results_table, win_rate
-from brushup.interrupt import StopOnSignal
+from brushup.interrupt import StopOnSignal, last_checkpoint
 from brushup.policy import load_policy
 from brushup.rewards import resolve
 from brushup.trainer import PromptEnhancerTrainer
@@ -52,7 +51,7 @@ def main(data: DataConfig, render: RenderConfig, args: PromptEnhancerConfig, mod
         resolve(name)
     checkpoint = args.resume_from_checkpoint
     if checkpoint == "true":
-        checkpoint = get_last_checkpoint(args.output_dir) if Path(args.output_dir).is_dir() else None
+        checkpoint = last_checkpoint(args.output_dir)
         say(f"going on from {checkpoint}" if checkpoint else f"no checkpoint in {args.output_dir} yet: starting anew")
 
     # Worker: draws and scores, in this process or in a service
@@ -89,7 +88,7 @@ def main(data: DataConfig, render: RenderConfig, args: PromptEnhancerConfig, mod
     if stop.received:
         say(
             f"stopped by {stop.received.name} after step {trainer.state.global_step}; go on with\n"
-            f"    --resume_from_checkpoint {get_last_checkpoint(args.output_dir)}"
+            f"    --resume_from_checkpoint {last_checkpoint(args.output_dir)}"
         )
         raise SystemExit(128 + stop.received)
     trainer.save_model(args.output_dir)

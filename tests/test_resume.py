@@ -12,6 +12,8 @@ from conftest import REPOSITORY, TINY_WORLD
 from launching import ENVIRONMENT, RECIPE, TWO_CPU_RANKS, on_two_cpus, recipe, run
 from safetensors.torch import load_file
 
+from brushup.interrupt import last_checkpoint
+
 
 STEPS = 6
 
@@ -104,6 +106,16 @@ def test_two_ranks_stop_at_the_same_step(tmp_path):
     said = stop(command, tmp_path, signal.SIGTERM)
     step = re.search(r"stopped by SIGTERM after step (\d)", said)
     assert step and (tmp_path / "out" / f"checkpoint-{step[1]}" / "rng_state_1.pth").exists()
+
+
+def test_a_checkpoint_that_was_killed_while_it_was_written_does_not_count(tmp_path):
+    assert last_checkpoint(str(tmp_path)) is None and last_checkpoint(str(tmp_path / "nowhere")) is None
+    for step in (9, 10, 11):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}" / "adapter_model.safetensors").touch()
+    for step in (9, 10):
+        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").touch()
+    assert last_checkpoint(str(tmp_path)) == str(tmp_path / "checkpoint-10")
 
 
 def test_nothing_to_resume_from_starts_anew(tmp_path):
