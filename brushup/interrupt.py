@@ -13,7 +13,7 @@ from transformers import TrainerCallback
 
 
 def last_checkpoint(output_dir: str) -> str | None:
-    """The newest whole checkpoint: one that was killed while it was written has no `trainer_state.json`, the last file."""
+    """The newest whole checkpoint; if a run was killed while it wrote one, that lacks its `trainer_state.json`."""
     whole = [file.parent for file in Path(output_dir).glob("checkpoint-*/trainer_state.json")]
     return str(max(whole, key=lambda folder: int(folder.name.split("-")[1]))) if whole else None
 

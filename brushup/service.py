@@ -122,7 +122,8 @@ PROBLEMS = {
 
 def problems(*statuses: int) -> dict[int, dict[str, Any]]:
     """For the OpenAPI description."""
-    return {status: {"model": Problem, "description": PROBLEMS[status]} for status in statuses}
+    content = {"application/json": {"schema": Problem.model_json_schema()}}
+    return {status: {"description": PROBLEMS[status], "content": content} for status in statuses}
 
 
 app = FastAPI(title="Brushup render service", version="1")
@@ -132,12 +133,11 @@ LOCKED = [Depends(HTTPBearer(auto_error=False, description="BRUSHUP_TOKEN, if th
 
 @app.exception_handler(RequestValidationError)
 async def refuse(_: Request, invalid: RequestValidationError) -> JSONResponse:
-    """422 with what is wrong in words, a few hundred bytes of ASCII: the request itself may be large, or no Unicode."""
+    """422 and what is wrong, without the request itself: that may be large."""
     errors = [f"{'.'.join(map(str, error['loc']))}: {error['msg']}" for error in invalid.errors()[:5]]
     if isinstance(invalid.body, bytes):
         errors = ["send JSON, with the header Content-Type: application/json"]
-    message = "; ".join(error[:200] for error in errors)
-    return JSONResponse({"detail": message.encode("ascii", "backslashreplace").decode()}, 422)
+    return JSONResponse({"detail": "; ".join(error[:200] for error in errors)}, 422)
 
 
 @serve.deployment(max_ongoing_requests=1000, graceful_shutdown_timeout_s=2, ray_actor_options={"num_cpus": 0})

@@ -74,11 +74,16 @@ class PromptEnhancerTrainer(GRPOTrainer):
         self.arms: dict[int, Arm] = {}
         """What each validation found, by step."""
         self._failed_batches = 0
+        self._batch_started = self._waited = 0.0
         if not self.use_vllm:
             banned = {*vision_placeholder_ids(self.model.config), *(self.generation_config.suppress_tokens or ())}
             self.generation_config.suppress_tokens = self.generation_kwargs["suppress_tokens"] = list(banned) or None
 
     def _generate_and_score_completions(self, inputs):
+        now = time.perf_counter()
+        if self._batch_started:
+            self._log_mean("render/wait_share", self._waited / (now - self._batch_started))  # of the batch before
+        self._batch_started = now
         self._rows = inputs
         return super()._generate_and_score_completions(inputs)
 
@@ -110,7 +115,8 @@ class PromptEnhancerTrainer(GRPOTrainer):
             results = iter(self._pending.result())
         except Exception as error:
             results = iter([RenderResult(error=f"{type(error).__name__}: {error}")] * drawn)
-        self._log_mean("render/wait_seconds", time.perf_counter() - asked)
+        self._waited = time.perf_counter() - asked
+        self._log_mean("render/wait_seconds", self._waited)
         self._log_mean("render/seconds", time.perf_counter() - self._submitted)
         pictures = [
             [next(results) for _ in range(self.args.images_per_prompt)] if rewrite is not None else []

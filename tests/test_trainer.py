@@ -207,8 +207,9 @@ def test_a_text_only_policy_trains(tmp_path, text_policy):
 
 
 def test_names_that_a_user_sees_in_the_tracker(tmp_path):
-    trainer = make_trainer(tmp_path, StubWorker(), max_steps=1, reward_funcs=["clip", "quality_score"])
+    trainer = make_trainer(tmp_path, StubWorker(), max_steps=2, reward_funcs=["clip", "quality_score"])
     trainer.train()
+    assert 0 <= history(trainer, "render/wait_share")[0] < 1
     names = set(trainer.state.log_history[0])
     assert {"rewards/clip/mean", "rewards/quality_score/mean", "reward", "frac_reward_zero_std"} <= names
     assert {"render/malformed", "render/failed", "render/seconds", "render/wait_seconds"} <= names
