@@ -13,33 +13,57 @@ import ctypes
 import functools
 import ipaddress
 import os
+import re
+import secrets
 import signal
 import socket
 import sys
 
-import ray
 import torch
-from ray import serve
 from trl import TrlParser
 
 from brushup.config import RenderConfig, RewardConfig, ServeConfig
 from brushup.console import quiet_libraries
 from brushup.protocol import settings_of
-from brushup.service import make_application
 from brushup.worker import load_worker
 
 
-def is_loopback(host: str) -> bool:
-    return host == "localhost" or ipaddress.ip_address(host).is_loopback
+def check_access(host: str, token: str | None) -> None:
+    """Ends the program unless `host` is reached from this machine only, or there is a secret to know."""
+    try:
+        loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        sys.exit(f"host: {host!r} is no IP address. 127.0.0.1 is for this machine alone, 0.0.0.0 for every network")
+    if not loopback and not token:
+        sys.exit(
+            f"host: {host} can be reached by others. Set BRUSHUP_TOKEN to a long secret, here and where you "
+            "train, e.g. export BRUSHUP_TOKEN=$(openssl rand -hex 32)"
+        )
+    if token and not re.fullmatch("[!-~]+", token):
+        sys.exit("BRUSHUP_TOKEN has a space or a character that is not ASCII: an HTTP header can't hold it")
+
+
+def keep_ray_to_itself() -> None:
+    """Who can talk to Ray can run code: a cluster of its own listens on this machine only, and wants a secret.
+
+    Ray reads these when it is imported. The first is made for Windows and macOS, where Ray listens on 127.0.0.1; so it
+    does with it on Linux. Replicas of Ray Serve have one port on all addresses all the same: hence the secret.
+    """
+    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+    os.environ["RAY_AUTH_MODE"] = "token"
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 
 
 def main(render: RenderConfig, rewards: RewardConfig, service: ServeConfig) -> None:
     token = os.environ.get("BRUSHUP_TOKEN")
-    if not is_loopback(service.host) and not token:
-        sys.exit(
-            f"host: {service.host} can be reached by others. Set BRUSHUP_TOKEN to a long secret, here and where you "
-            "train, e.g. export BRUSHUP_TOKEN=$(openssl rand -hex 32)"
-        )
+    check_access(service.host, token)
+    if not service.ray_address:
+        keep_ray_to_itself()
+    import ray
+    from ray import serve
+
+    from brushup.service import make_application
+
     gpus = torch.cuda.device_count() and 1 if service.gpus_per_replica is None else service.gpus_per_replica
     cpus = 0 if gpus else max(1, (os.cpu_count() or 1) // service.num_replicas)  # also its number of threads
     port = service.port or free_port(service.host)
@@ -48,10 +72,9 @@ def main(render: RenderConfig, rewards: RewardConfig, service: ServeConfig) -> N
     if "BRUSHUP_PARENT" in os.environ:
         end_with(int(os.environ["BRUSHUP_PARENT"]))
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: the end, below
-    # A cluster of its own listens on this machine only.
-    own = {"_node_ip_address": "127.0.0.1", "num_cpus": max(service.num_replicas * cpus, 1)}
+    own = {"address": "local", "num_cpus": max(service.num_replicas * cpus, 1)}  # also if another cluster runs here
     try:
-        ray.init(address=service.ray_address, include_dashboard=False, **({} if service.ray_address else own))
+        ray.init(include_dashboard=False, **({"address": service.ray_address} if service.ray_address else own))
         serve.start(http_options={"host": service.host, "port": port})
         serve.run(
             make_application(
@@ -66,7 +89,8 @@ def main(render: RenderConfig, rewards: RewardConfig, service: ServeConfig) -> N
             ),
             name="brushup",
         )
-        print(f"ready: --worker http://{service.host}:{port}", flush=True)
+        host = f"[{service.host}]" if ":" in service.host else service.host
+        print(f"ready: --worker http://{host}:{port}", flush=True)
         signal.pause()
     except KeyboardInterrupt:
         print("stopped", flush=True)
@@ -84,7 +108,7 @@ def end_with(parent: int) -> None:
 
 
 def free_port(host: str) -> int:
-    with socket.socket() as probe:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.bind((host, 0))
         return probe.getsockname()[1]
 

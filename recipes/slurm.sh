@@ -42,13 +42,15 @@ export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=540  # seconds that SIGTERM leaves to a ra
 export no_proxy="$render,${no_proxy:-}"
 
 # The service (step 0 of the job): Ray on the render machines, and on the first of them recipes/serve.py.
+log=brushup-$SLURM_JOB_ID-render.log
 srun --relative="$policy_nodes" --nodes="$render_nodes" --ntasks="$render_nodes" --cpu-bind=none \
+    --output="$log" --open-mode=append \
     ray symmetric-run --address "$render:6379" --min-nodes "$render_nodes" -- \
     python recipes/serve.py --config "$config" --ray_address "$render:6379" --host 0.0.0.0 --port 8100 \
     --num_replicas $((render_nodes * gpus)) &
 service=$!
 until curl --silent --fail --output /dev/null "http://$render:8100/health"; do
-    kill -0 "$service" 2> /dev/null || { echo "the render service ended; why is above" >&2; exit 1; }
+    kill -0 "$service" 2> /dev/null || { echo "the render service ended; why is in $log" >&2; exit 1; }
     sleep 5
 done
 
@@ -64,7 +66,7 @@ training=$!
 # When the time is nearly up: a checkpoint after the running step, and back into the queue. The service goes on until
 # then: only the training gets the signal, straight from Slurm (srun would answer it with SIGKILL).
 stopped=
-trap 'stopped=yes; scancel --signal=TERM "$SLURM_JOB_ID.1"' TERM
+trap 'stopped=yes; scancel --signal=TERM "$SLURM_JOB_ID.1" || true' TERM
 code=0
 wait "$training" || code=$?
 if [[ $stopped ]]; then
