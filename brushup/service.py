@@ -5,6 +5,7 @@ all clients, and starts a replica again that died. What goes over HTTP is in bru
 """
 
 import asyncio
+import functools
 import hmac
 import logging
 import time
@@ -21,12 +22,13 @@ from ray import serve
 from ray.exceptions import RayActorError
 from ray.serve.handle import DeploymentHandle
 
-from brushup.protocol import MAX_BODY_BYTES, ImageFormat, Info, Job, Problem, Result, ScoreReply, ScoreRequest
+from brushup.protocol import MAX_BODY_BYTES, Info, Problem, Result, ScoreReply, ScoreRequest
 from brushup.worker import LocalWorker, RenderJob, RenderResult
 
 
 logger = logging.getLogger("ray.serve")
-ATTEMPTS = 4  # of a job whose replica died
+ATTEMPTS = 4  # of jobs whose replica died
+TIMEOUT = "timeout"
 
 
 @serve.deployment(health_check_period_s=5, health_check_timeout_s=30, graceful_shutdown_timeout_s=5)
@@ -55,17 +57,15 @@ class Replica:
         if self._drawing and not self._drawing.done() and time.monotonic() - self._started > 3 * self.render_timeout:
             raise RuntimeError(f"a batch takes more than three times render_timeout = {self.render_timeout} s")
 
-    @serve.batch(max_batch_size=8, batch_wait_timeout_s=0.02)
-    async def score(self, jobs: list[RenderJob]) -> list[tuple[RenderResult, int]]:
-        """The result of each job, and the size of the batch it was in with the first of its jobs, else 0."""
-        results = await self._score(jobs)
-        return [(result, 0 if index else len(jobs)) for index, result in enumerate(results)]
+    @serve.batch(max_batch_size=8, batch_wait_timeout_s=0.02, batch_size_fn=lambda some: sum(map(len, some)))
+    async def score(self, chunks: list[list[RenderJob]]) -> list[tuple[list[RenderResult], int]]:
+        """The results of each chunk, and the size of the batch that was drawn with the first of them, else 0."""
+        results = iter(await self.score_now([job for chunk in chunks for job in chunk]))
+        size = sum(map(len, chunks))
+        return [([next(results) for _ in chunk], 0 if index else size) for index, chunk in enumerate(chunks)]
 
-    async def score_alone(self, job: RenderJob) -> tuple[RenderResult, int]:
-        """In a batch of its own: for a job whose batch took too long."""
-        return (await self._score([job]))[0], 1
-
-    async def _score(self, jobs: list[RenderJob]) -> list[RenderResult]:
+    async def score_now(self, jobs: list[RenderJob]) -> list[RenderResult]:
+        """The results of these jobs, as a batch of their own."""
         async with self._turn:
             if self._drawing and not self._drawing.done():  # a batch that took too long holds the GPU until it ends
                 await asyncio.wait([self._drawing])
@@ -73,7 +73,7 @@ class Replica:
             self._drawing = asyncio.wrap_future(self._thread.submit(self.worker.score, jobs, True))
             done, _ = await asyncio.wait([self._drawing], timeout=self.render_timeout)
         if not done:
-            return [RenderResult(error=f"timeout: drawing took more than {self.render_timeout} s")] * len(jobs)
+            return [RenderResult(error=f"{TIMEOUT}: drawing took more than {self.render_timeout} s")] * len(jobs)
         if error := self._drawing.exception():
             return [RenderResult(error=f"{type(error).__name__}: {error}")] * len(jobs)
         return self._drawing.result()
@@ -145,9 +145,10 @@ async def refuse(_: Request, invalid: RequestValidationError) -> JSONResponse:
 class Gateway:
     """The HTTP side: checks requests, hands each job to a replica, and gives it to another if the replica dies."""
 
-    def __init__(self, replicas: DeploymentHandle, info: dict[str, Any], token: str | None):
+    def __init__(self, replicas: DeploymentHandle, info: dict[str, Any], batch_size: int, token: str | None):
         self.replicas = replicas
         self._info = info
+        self.batch_size = batch_size
         self.token = token
         self.info: Info | None = None
         registry = self.registry = prometheus_client.CollectorRegistry()
@@ -196,37 +197,46 @@ class Gateway:
         for name in request.rewards:
             if name not in rewards:
                 raise HTTPException(422, f"this service has no reward {name!r}; it was started with {rewards}")
-        results = await asyncio.gather(*(self._score(job, request.rewards, request.images) for job in request.jobs))
-        return ScoreReply(results=results)
+        jobs = [RenderJob(job.prompt, job.user_prompt, job.seed) for job in request.jobs]
+        size = min(self.batch_size, -(-len(jobs) // self.info.num_replicas))  # so that all replicas have something
+        chunks = [jobs[start : start + size] for start in range(0, len(jobs), size)]
+        results = [result for some in await asyncio.gather(*map(self._score, chunks)) for result in some]
+        encode = functools.partial(Result.of, rewards=request.rewards, image_format=request.images)
+        if request.images == "none":
+            return ScoreReply(results=list(map(encode, results)))
+        return ScoreReply(results=await asyncio.gather(*(asyncio.to_thread(encode, result) for result in results)))
 
-    async def _score(self, job: Job, rewards: list[str], image_format: ImageFormat) -> Result:
+    async def _score(self, jobs: list[RenderJob]) -> list[RenderResult]:
         start = time.perf_counter()
-        with self.queued.track_inprogress():
-            result = await self._draw(RenderJob(job.prompt, job.user_prompt, job.seed))
-        self.seconds.observe(time.perf_counter() - start)
-        if result.error:
-            self.failures.labels(result.error.split(":")[0]).inc()
-        else:
-            self.drawn.inc()
-        return await asyncio.to_thread(Result.of, result, rewards, image_format)  # a large picture takes a second
+        self.queued.inc(len(jobs))
+        try:
+            results = await self._draw(jobs)
+        finally:
+            self.queued.dec(len(jobs))
+        for result in results:
+            self.seconds.observe(time.perf_counter() - start)
+            if result.error:
+                self.failures.labels(result.error.split(":")[0]).inc()
+            else:
+                self.drawn.inc()
+        return results
 
-    async def _draw(self, job: RenderJob) -> RenderResult:
-        alone = False
+    async def _draw(self, jobs: list[RenderJob]) -> list[RenderResult]:
+        """The results of a replica; of another one if that dies; one by one if it takes too long."""
         for _ in range(ATTEMPTS):
             try:
-                score = self.replicas.score_alone if alone else self.replicas.score
-                result, batch_size = await score.remote(job)
+                results, batch_size = await self.replicas.score.remote(jobs)
+                if batch_size:
+                    self.batches.observe(batch_size)
+                # It may have been another job of the batch that took so long
+                return [
+                    (await self.replicas.score_now.remote([job]))[0] if TIMEOUT in (result.error or "") else result
+                    for job, result in zip(jobs, results, strict=True)
+                ]
             except RayActorError as death:
-                logger.warning("a replica died with a job; another gets it: %s", str(death).splitlines()[0])
-                self.retries.inc()
-                continue
-            if batch_size:
-                self.batches.observe(batch_size)
-            if not alone and (result.error or "").startswith("timeout"):
-                alone = True  # perhaps it was another job of the batch
-                continue
-            return result
-        return RenderResult(error=f"replica died: {ATTEMPTS} replicas died, or took too long, with this job")
+                logger.warning("a replica died with %d jobs; another gets them: %s", len(jobs), death)
+                self.retries.inc(len(jobs))
+        return [RenderResult(error=f"replica died: {ATTEMPTS} replicas died with this job")] * len(jobs)
 
 
 def make_application(
@@ -243,7 +253,7 @@ def make_application(
     replicas = Replica.options(
         num_replicas=num_replicas,
         ray_actor_options=actor_options,
-        max_ongoing_requests=3 * batch_size,  # one batch that is drawn, and the next one waiting
+        max_ongoing_requests=10_000,  # jobs wait in the replicas: to full ones the router comes back too late
     ).bind(make_worker, render_timeout, batch_size)
     info = {
         "settings": settings,
@@ -251,4 +261,4 @@ def make_application(
         "render_timeout": render_timeout,
         "num_replicas": num_replicas,
     }
-    return Gateway.bind(replicas, info, token)
+    return Gateway.bind(replicas, info, batch_size, token)

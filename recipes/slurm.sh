@@ -54,24 +54,24 @@ until curl --silent --fail --output /dev/null "http://$render:8100/health"; do
     sleep 5
 done
 
-# The training (step 1). It starts anew if output_dir has no checkpoint yet.
-# shellcheck disable=SC2016  # each machine puts in its own SLURM_PROCID
-srun --relative=0 --nodes="$policy_nodes" --ntasks="$policy_nodes" --cpu-bind=none \
-    bash -c 'exec accelerate launch --machine_rank "$SLURM_PROCID" "$@"' - \
-    --config_file accelerate_configs/multi_node.yaml --num_machines "$policy_nodes" --num_processes $((policy_nodes * gpus)) \
-    --main_process_ip "$policy" --main_process_port 29500 \
-    recipes/grpo.py --config "$config" --worker "http://$render:8100" --resume_from_checkpoint true "${@:2}" &
-training=$!
-
 # When the time is nearly up: a checkpoint after the running step, and back into the queue. The service goes on until
 # then: only the training gets the signal, straight from Slurm (srun would answer it with SIGKILL).
 stopped=
 trap 'stopped=yes; scancel --signal=TERM "$SLURM_JOB_ID.1" || true' TERM
+
+# The training (step 1). It starts anew if output_dir has no checkpoint yet.
+# shellcheck disable=SC2016  # each machine puts in its own SLURM_PROCID
+srun --relative=0 --nodes="$policy_nodes" --ntasks="$policy_nodes" --cpu-bind=none \
+    bash -c 'exec accelerate launch --machine_rank "$SLURM_PROCID" "$@"' - \
+    --config_file accelerate_configs/multi_node.yaml \
+    --num_machines "$policy_nodes" --num_processes $((policy_nodes * gpus)) --main_process_ip "$policy" \
+    recipes/grpo.py --config "$config" --worker "http://$render:8100" --resume_from_checkpoint true "${@:2}" &
+training=$!
 code=0
 wait "$training" || code=$?
-if [[ $stopped ]]; then
+if [[ $stopped ]]; then  # the signal ended the waiting, not the training
     code=0
     wait "$training" || code=$?
-    ((code == 0)) || scontrol requeue "$SLURM_JOB_ID"
+    ((code == 0)) || scontrol requeue "$SLURM_JOB_ID"  # 0: that step was the last one
 fi
 exit "$code"  # Slurm ends the service with the job

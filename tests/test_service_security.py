@@ -43,8 +43,8 @@ class Method:
         return self.function(*args)
 
 
-def draw(job: RenderJob) -> tuple[RenderResult, int]:
-    return RenderResult({"clip": 0.5}, Image.new("RGB", (32, 32)), tokens={"tokenizer": 5}), 1
+def draw(jobs: list[RenderJob]) -> tuple[list[RenderResult], int]:
+    return [RenderResult({"clip": 0.5}, Image.new("RGB", (32, 32)), tokens={"tokenizer": 5}) for _ in jobs], len(jobs)
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def gateway(monkeypatch):
     info = {"settings": {"generator": "g"}, "rewards": ["clip"], "render_timeout": 1.0, "num_replicas": 1}
 
     async def build():
-        gateway = Gateway.func_or_class.__mro__[1](replicas, info, TOKEN)  # the class without Ray Serve's wrapper
+        gateway = Gateway.func_or_class.__mro__[1](replicas, info, 8, TOKEN)  # the class without Ray Serve's wrapper
         await gateway._loading
         return gateway
 
