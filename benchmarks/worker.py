@@ -3,7 +3,7 @@
     python benchmarks/worker.py --output worker.json
 
 Three ways to draw and score 192 pictures of the tiny world, in turns, three times: `direct`: `LocalWorker` at its best
-batch size; `service`: the same worker behind the service, 32 jobs in flight from one client; `one_by_one`:
+batch size; `service`: the same worker behind the service, 32 jobs in flight; `one_by_one`:
 `LocalWorker`, a prompt at a time. The limit of the service is `direct`. Then stand-in replicas that sleep 100 ms a
 batch of 8: 1, 2, 4, 8 of them.
 """
@@ -59,10 +59,12 @@ def rate(score, jobs: list[RenderJob]) -> float:
     return len(jobs) / (time.perf_counter() - begin)
 
 
-def in_flight(worker: HttpWorker, many: int, jobs: list[RenderJob]) -> list[RenderResult]:
-    """Each job on its own; `many` at any time."""
-    with ThreadPoolExecutor(many) as threads:
-        return [results[0] for results in threads.map(lambda job: worker.score([job]), jobs)]
+def in_flight(worker: HttpWorker, jobs: list[RenderJob]) -> list[RenderResult]:
+    """`IN_FLIGHT` jobs at any time, as from two ranks that each submit half as many."""
+    half = IN_FLIGHT // 2
+    with ThreadPoolExecutor(2) as ranks:
+        parts = ranks.map(worker.score, [jobs[begin : begin + half] for begin in range(0, len(jobs), half)])
+        return [result for results in parts for result in results]
 
 
 def some_jobs(many: int, seed: int) -> list[RenderJob]:
@@ -89,13 +91,13 @@ def drawing(settings: dict) -> dict:
     render.render_batch_size = best
     service_batch = min(best, IN_FLIGHT // 2)  # so that one batch waits while the other is drawn
     remote = start(functools.partial(load_worker, render, rewards), ["clip"], service_batch, 1, threads)
-    in_flight(remote, IN_FLIGHT, some_jobs(32, 1))
+    in_flight(remote, some_jobs(32, 1))
 
     rates = {"direct": [], "service": [], "one_by_one": []}
     for turn in range(ROUNDS):
         local.renderer.batch_size = best
         rates["direct"].append(rate(local.score, some_jobs(PICTURES, 10 + turn)))
-        rates["service"].append(rate(functools.partial(in_flight, remote, IN_FLIGHT), some_jobs(PICTURES, 20 + turn)))
+        rates["service"].append(rate(functools.partial(in_flight, remote), some_jobs(PICTURES, 20 + turn)))
         alone = some_jobs(PICTURES // 4, 30 + turn)
         rates["one_by_one"].append(rate(lambda jobs: [local.score([job])[0] for job in jobs], alone))
     serve.delete("brushup")

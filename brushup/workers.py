@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import time
@@ -82,11 +83,12 @@ def start_service(render: RenderConfig, args: PromptEnhancerConfig, gpus: list[s
     output = Path(args.output_dir)
     output.mkdir(parents=True, exist_ok=True)
     settings = dataclasses.asdict(render) | {"reward_funcs": args.reward_funcs, "reward_kwargs": args.reward_kwargs}
-    (output / "worker.yaml").write_text(json.dumps({k: v for k, v in settings.items() if v is not None}, indent=1))
-    command = [sys.executable, str(SERVE), "--config", str(output / "worker.yaml"), "--port", "0"]
+    name = f"worker-{socket.gethostname()}"  # each machine has its own
+    config, log = output / f"{name}.yaml", output / f"{name}.log"
+    config.write_text(json.dumps({k: v for k, v in settings.items() if v is not None}, indent=1))
+    command = [sys.executable, str(SERVE), "--config", str(config), "--port", "0"]
     command += ["--num_replicas", str(len(gpus) or 1), "--gpus_per_replica", "1" if gpus else "0"]
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": ",".join(gpus), "BRUSHUP_PARENT": str(os.getpid())}
-    log = output / "worker.log"
     with log.open("w") as file:  # a session of its own: Ctrl-C must not end it before the training step is done
         child = subprocess.Popen(command, stdout=file, stderr=file, env=environment, start_new_session=True)
     atexit.register(end, child)

@@ -75,7 +75,7 @@ def main(render: RenderConfig, rewards: RewardConfig, service: ServeConfig) -> N
     own = {"address": "local", "num_cpus": max(service.num_replicas * cpus, 1)}  # also if another cluster runs here
     try:
         ray.init(include_dashboard=False, **({"address": service.ray_address} if service.ray_address else own))
-        serve.start(http_options={"host": service.host, "port": port})
+        serve.start(proxy_location="HeadOnly", http_options={"host": service.host, "port": port})
         serve.run(
             make_application(
                 functools.partial(load_worker, render, rewards),

@@ -46,7 +46,7 @@ log=brushup-$SLURM_JOB_ID-render.log
 srun --relative="$policy_nodes" --nodes="$render_nodes" --ntasks="$render_nodes" --cpu-bind=none \
     --output="$log" --open-mode=append \
     ray symmetric-run --address "$render:6379" --min-nodes "$render_nodes" -- \
-    python recipes/serve.py --config "$config" --ray_address "$render:6379" --host 0.0.0.0 --port 8100 \
+    python recipes/serve.py --config "$config" --ray_address "$render:6379" --host "$render" --port 8100 \
     --num_replicas $((render_nodes * gpus)) &
 service=$!
 until curl --silent --fail --output /dev/null "http://$render:8100/health"; do
