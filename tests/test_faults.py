@@ -161,7 +161,7 @@ def test_a_service_that_comes_back_is_waited_for(tmp_path):
 
 def test_a_service_that_never_comes_back_stops_all_ranks_with_one_error_and_a_checkpoint(tmp_path):
     service = Service(tmp_path)
-    limits = ("--render_timeout", "4", "--worker_timeout", "6", "--max_failed_batches", "2")
+    limits = ("--render_timeout", "6", "--worker_timeout", "12", "--max_failed_batches", "2")
     training = Training(two_ranks(tmp_path, service.url, *limits), tmp_path)
     training.wait_for(r"step +2/")
     service.kill()

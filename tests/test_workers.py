@@ -1,0 +1,68 @@
+"""Which worker a run draws with."""
+
+import psutil
+import pytest
+import torch
+from conftest import RENDER_KWARGS, TINY_WORLD, WITHOUT_T5
+
+from brushup.config import PromptEnhancerConfig, RenderConfig
+from brushup.worker import LocalWorker
+from brushup.workers import get_worker, spare_gpus
+
+
+def settings(tmp_path, worker: str, generator: str = str(TINY_WORLD / "generator"), **options):
+    render = RenderConfig(
+        generator=generator,
+        generator_init_kwargs=WITHOUT_T5,
+        render_kwargs=RENDER_KWARGS,
+        render_device="cpu",
+        worker=worker,
+        **options,
+    )
+    rewards = {"clip": {"model_name": f"local-dir:{TINY_WORLD / 'scorer'}"}}
+    return render, PromptEnhancerConfig(
+        output_dir=str(tmp_path), reward_kwargs=rewards, use_cpu=True, bf16=False, report_to="none"
+    )
+
+
+@pytest.mark.parametrize(
+    ("visible", "there", "training", "spare"),
+    [
+        (None, 8, 6, ["6", "7"]),
+        (None, 8, 8, []),
+        (None, 0, 1, []),
+        ("3,5,7", 3, 2, ["7"]),
+        ("GPU-1a,GPU-2b", 2, 1, ["GPU-2b"]),
+    ],
+)
+def test_gpus_beyond_the_training_processes_are_spare(visible, there, training, spare, monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(training))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: there)
+    assert spare_gpus() == spare
+
+
+@pytest.mark.parametrize("worker", ["local", "auto"])
+def test_with_no_gpu_to_spare_this_process_draws(worker, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert isinstance(get_worker(*settings(tmp_path, worker)), LocalWorker)
+
+
+def test_a_worker_that_is_none(tmp_path):
+    with pytest.raises(ValueError, match="worker: 'remote' is none of local, auto, spawn and http://host:port"):
+        get_worker(*settings(tmp_path, "remote"))
+
+
+def test_deadlines_are_checked_before_a_service_is_started(tmp_path):
+    with pytest.raises(ValueError, match="deadlines must nest"):
+        get_worker(*settings(tmp_path, "spawn", render_timeout=2000))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_a_service_that_does_not_start_shows_its_log(tmp_path):
+    with pytest.raises(RuntimeError, match=r"(?s)the render service did not start; the end of .*\.log:.*nowhere"):
+        get_worker(*settings(tmp_path, "spawn", generator=str(tmp_path / "nowhere")))
+    assert not [p for p in psutil.process_iter(["cmdline"]) if str(tmp_path) in " ".join(p.info["cmdline"] or [])]
