@@ -127,7 +127,7 @@ def test_no_answer_in_time_is_the_error_of_the_jobs(server):
     server.answer = down
     start = time.monotonic()
     results = worker_at(server, timeout=2).score(jobs("a cat", "a dog"))
-    assert 1 < time.monotonic() - start < 4
+    assert time.monotonic() - start < 4 and len(server.requests) > 1
     for result in results:
         assert f"the worker at {server.url} did not answer for 2 s" in result.error and result.scores == {}
         assert "Start it with: python recipes/serve.py --config X.yaml" in result.error
