@@ -61,8 +61,10 @@ def test_deadlines_are_checked_before_a_service_is_started(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.slow
-def test_a_service_that_does_not_start_shows_its_log(tmp_path):
-    with pytest.raises(RuntimeError, match=r"(?s)the render service did not start; the end of .*\.log:.*nowhere"):
-        get_worker(*settings(tmp_path, "spawn", generator=str(tmp_path / "nowhere")))
+def test_a_service_that_does_not_start_shows_its_log(tmp_path, monkeypatch):
+    program = tmp_path / "serve.py"
+    program.write_text("print('loading the models'); raise OSError('there is no model at nowhere')")
+    monkeypatch.setattr("brushup.workers.SERVE", program)
+    with pytest.raises(RuntimeError, match=r"(?s)the render service did not start; the end of .*\.log:.*at nowhere"):
+        get_worker(*settings(tmp_path, "spawn"))
     assert not [p for p in psutil.process_iter(["cmdline"]) if str(tmp_path) in " ".join(p.info["cmdline"] or [])]
