@@ -71,13 +71,13 @@ class Replica:
             if self._drawing and not self._drawing.done():  # a batch that took too long holds the GPU until it ends
                 await asyncio.wait([self._drawing])
             self._started = time.monotonic()
-            self._drawing = asyncio.wrap_future(self._thread.submit(self.worker.score, jobs, True))
-            done, _ = await asyncio.wait([self._drawing], timeout=self.render_timeout)
+            drawing = self._drawing = asyncio.wrap_future(self._thread.submit(self.worker.score, jobs, True))
+            done, _ = await asyncio.wait([drawing], timeout=self.render_timeout)
         if not done:
             return [RenderResult(error=f"{TIMEOUT}: drawing took more than {self.render_timeout} s")] * len(jobs)
-        if error := self._drawing.exception():
+        if error := drawing.exception():
             return [RenderResult(error=f"{type(error).__name__}: {error}")] * len(jobs)
-        return self._drawing.result()
+        return drawing.result()
 
 
 class Guard:
@@ -235,9 +235,10 @@ class Gateway:
                 if batch_size:
                     self.batches.observe(batch_size)
                 # It may have been another job of the batch that took so long
+                late = [(result.error or "").startswith(TIMEOUT) for result in results]
                 return [
-                    (await self.replicas.score_now.remote([job]))[0] if TIMEOUT in (result.error or "") else result
-                    for job, result in zip(jobs, results, strict=True)
+                    (await self.replicas.score_now.remote([job]))[0] if again else result
+                    for job, result, again in zip(jobs, results, late, strict=True)
                 ]
             except RayActorError as death:
                 logger.warning("a replica died with %d jobs; another gets them: %s", len(jobs), death)

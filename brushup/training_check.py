@@ -34,7 +34,8 @@ class ParametersMustChange(TrainerCallback):
             self._changed = reduce(change, "sum").item() > 0
 
     def on_train_end(self, args, state, control, **kwargs):
-        if self._stepped and not self._changed:
+        stopped_early = state.global_step < state.max_steps  # by a signal: it goes on later
+        if self._stepped and not self._changed and not stopped_early:
             raise RuntimeError(
                 "training changed no parameter: check learning_rate, use_peft and lora_target_modules, and whether "
                 "the rewards of a group differ (frac_reward_zero_std)"

@@ -13,6 +13,7 @@ from PIL import Image
 from brushup.config import PromptEnhancerConfig
 from brushup.data import load_prompts
 from brushup.trainer import PromptEnhancerTrainer
+from brushup.training_check import ParametersMustChange
 from brushup.worker import RenderResult, paired_seeds
 
 
@@ -95,6 +96,16 @@ def test_every_trainable_parameter_changes_and_no_frozen_one(tmp_path):
     trainable = {name for name, parameter in trainer.model.named_parameters() if parameter.requires_grad}
     changed = {name for name, p in trainer.model.named_parameters() if not torch.equal(p, before[name])}
     assert trainable and changed == trainable
+
+
+def test_training_that_changes_nothing_is_an_error(tmp_path):
+    trainer = make_trainer(tmp_path, StubWorker(), learning_rate=0.0)
+    trainer.add_callback(ParametersMustChange())
+    with pytest.raises(RuntimeError, match="training changed no parameter: check learning_rate"):
+        trainer.train()
+    trainer = make_trainer(tmp_path, StubWorker())
+    trainer.add_callback(ParametersMustChange())
+    trainer.train()
 
 
 def test_a_group_is_drawn_from_the_same_seeds_and_each_step_from_others(tmp_path):
