@@ -2,13 +2,18 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
+from peft import PeftModel
 from PIL import Image
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
+from transformers import AutoProcessor, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 from trl.data_utils import prepare_multimodal_messages
+from trl.trainer.utils import create_model_from_path
 
+from brushup.policy import is_adapter, load_adapter
 from brushup.prompts import build_messages, parse_answer
+from brushup.render import default_device
 
 
 @dataclass(frozen=True)
@@ -29,46 +34,107 @@ def vision_placeholder_ids(config: object) -> list[int]:
 class PromptEnhancer:
     """Rewrites prompts with a policy.
 
+        enhancer = PromptEnhancer.from_pretrained("runs/tiny_cpu")
+        enhancer.enhance("crimson disk, huge").prompt
+
     Args:
         model: an image-text or a text model, with or without an adapter.
         processor: its processor (image-text) or tokenizer (text).
     """
 
-    def __init__(self, model: PreTrainedModel, processor: ProcessorMixin | PreTrainedTokenizerBase):
+    def __init__(self, model: PreTrainedModel | PeftModel, processor: ProcessorMixin | PreTrainedTokenizerBase):
         self.model = model
         self.processor = processor
+
+    @classmethod
+    def from_pretrained(
+        cls, model_or_adapter: str | Path, device: str | None = None, dtype: torch.dtype | str | None = None
+    ) -> "PromptEnhancer":
+        """The enhancer of a Hub id or a folder; an adapter's base model is the one that it names.
+
+        Args:
+            device: default cuda, else mps, else cpu.
+            dtype: default bfloat16 on CUDA, else float32.
+
+        Raises:
+            OSError: there is no such model, or an adapter's base model is not found.
+            ValueError: an adapter does not fit its base model.
+        """
+        name, device = str(model_or_adapter), device or default_device()
+        dtype = dtype or (torch.bfloat16 if device.startswith("cuda") else torch.float32)
+        load = load_adapter if is_adapter(name) else create_model_from_path
+        model = load(name, dtype=dtype, device_map=device)
+        try:
+            processor = AutoProcessor.from_pretrained(name)
+        except (OSError, ValueError):  # an adapter that was saved alone
+            processor = AutoProcessor.from_pretrained(model.base_model.name_or_path)
+        return cls(model, processor)
+
+    def merge_and_save(self, folder: str | Path) -> None:
+        """Writes a plain checkpoint, an adapter merged into its base model, for `vllm serve` or transformers.
+
+        The enhancer goes on with the merged model.
+        """
+        if isinstance(self.model, PeftModel):
+            self.model = self.model.merge_and_unload(safe_merge=True)
+        self.model.save_pretrained(folder)
+        self.processor.save_pretrained(folder)
 
     @torch.no_grad()  # not inference_mode: FSDP2 would go on with its tensors in training
     def enhance(
         self,
-        user_prompts: Sequence[str],
+        prompt: str | Sequence[str],
+        n: int = 1,
         max_new_tokens: int = 128,
         temperature: float = 0.7,
         seed: int = 0,
+        image: Image.Image | Sequence[Image.Image | None] | None = None,
         batch_size: int = 32,
-        images: Sequence[Image.Image | None] | None = None,
-    ) -> list[Enhancement]:
-        """A rewrite of each prompt.
+    ) -> Enhancement | list[Enhancement] | list[list[Enhancement]]:
+        """Rewrites of the user's prompt, or of each of several.
 
         Args:
-            images: a picture beside each prompt, or None; for image-text policies.
+            n: rewrites of each prompt.
+            max_new_tokens: an answer that does not end within them is malformed.
             temperature: of the sampling; 0 takes the likeliest token each time.
             seed: of the sampling; the same seed, prompts and batch size give the same rewrites.
+            image: a reference picture beside the prompt, for image-text policies; of several prompts one each, or
+                None for those without.
+            batch_size: answers written at once.
+
+        Returns:
+            An `Enhancement` for a prompt, a list of them for several; with `n` > 1 a list of `n` in place of each.
+
+        Raises:
+            ValueError: there is an empty prompt, `n` < 1, not as many images as prompts, or an image for a policy
+                that reads text only.
         """
+        user_prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        images = list(image) if isinstance(image, Sequence) else [image] * len(user_prompts)
+        if n < 1 or len(images) != len(user_prompts) or not all(asked.strip() for asked in user_prompts):
+            raise ValueError(
+                f"wanted: n >= 1, prompts that are not empty, and an image for each or none; got n={n}, "
+                f"{len(user_prompts)} prompts ({sum(not asked.strip() for asked in user_prompts)} empty), "
+                f"{len(images)} images"
+            )
+        if any(images) and not isinstance(self.processor, ProcessorMixin):
+            raise ValueError("this policy reads text only: leave `image` out")
+        repeated = [(asked, picture) for asked, picture in zip(user_prompts, images, strict=True) for _ in range(n)]
         enhancements = []
-        images = images or [None] * len(user_prompts)
         was_training = self.model.training
         self.model.eval()
         devices = [self.model.device] if self.model.device.type == "cuda" else []
         with torch.random.fork_rng(devices):
             torch.manual_seed(seed)
-            for start in range(0, len(user_prompts), batch_size):
-                some = user_prompts[start : start + batch_size]
-                answers = self._answer(some, images[start : start + batch_size], max_new_tokens, temperature)
-                for user_prompt, answer in zip(some, answers, strict=True):
+            for start in range(0, len(repeated), batch_size):
+                asked, pictures = zip(*repeated[start : start + batch_size], strict=True)
+                answers = self._answer(asked, pictures, max_new_tokens, temperature)
+                for user_prompt, answer in zip(asked, answers, strict=True):
                     enhancements.append(Enhancement(user_prompt, answer or user_prompt, fell_back=answer is None))
         self.model.train(was_training)
-        return enhancements
+        if n > 1:
+            enhancements = [enhancements[start : start + n] for start in range(0, len(enhancements), n)]
+        return enhancements[0] if isinstance(prompt, str) else enhancements
 
     def _answer(
         self,

@@ -36,13 +36,13 @@ def load_policy(model: ModelConfig, args: PromptEnhancerConfig) -> dict[str, Any
         **(args.model_init_kwargs or {}),
     }
     try:
-        adapter_config_file = find_adapter_config_file(name, revision=model.model_revision)
+        adapter = is_adapter(name, model.model_revision)
     except OSError as error:
-        raise OSError(f"model_name_or_path: {name!r} is no folder here and no model on the Hub: {error}") from error
-    if adapter_config_file:
+        raise OSError(f"model_name_or_path: {error}") from error
+    if adapter:
         if model.use_peft:
             logger.warning(f"{name} is an adapter: training goes on with it; use_peft and lora_* do not apply")
-        policy = _load_adapter(name, adapter_config_file, model.model_revision, quantization_config, args)
+        policy = _load_trainable_adapter(name, model.model_revision, quantization_config, args)
         args.model_init_kwargs = None  # used up
         return {"model": policy, "quantization_config": None, "peft_config": None}
 
@@ -55,6 +55,18 @@ def load_policy(model: ModelConfig, args: PromptEnhancerConfig) -> dict[str, Any
     if peft_config:
         peft_config.revision = model.model_revision  # saved with the adapter: which base it belongs to
     return {"model": name, "quantization_config": quantization_config, "peft_config": peft_config}
+
+
+def is_adapter(name: str, revision: str | None = None) -> bool:
+    """Whether `name` is an adapter, and not a whole model.
+
+    Raises:
+        OSError: it is neither a folder here nor a model on the Hub.
+    """
+    try:
+        return find_adapter_config_file(name, revision=revision) is not None
+    except OSError as error:
+        raise OSError(f"{name!r} is no folder here and no model on the Hub: {error}") from error
 
 
 def _quantization_config(model: ModelConfig) -> BitsAndBytesConfig | None:
@@ -74,44 +86,62 @@ def _quantization_config(model: ModelConfig) -> BitsAndBytesConfig | None:
     return get_quantization_config(model)
 
 
-def _load_adapter(
+def load_adapter(
     name: str,
-    config_file: str,
-    revision: str,
-    quantization_config: BitsAndBytesConfig | None,
-    args: PromptEnhancerConfig,
+    revision: str | None = None,
+    is_trainable: bool = False,
+    autocast_adapter_dtype: bool = True,
+    **settings: Any,
 ) -> PeftModel:
-    """The adapter `name` on its base model, ready to train on: TRL would take a frozen one, and train nothing."""
+    """The adapter `name` (Hub id or folder) on the base model that it names.
+
+    Args:
+        revision: of the adapter.
+        is_trainable, autocast_adapter_dtype: as for `PeftModel.from_pretrained`.
+        **settings: how to load the base model: `dtype`, `device_map`, ...
+
+    Raises:
+        OSError: the base model is not found.
+        ValueError: the adapter does not fit it.
+    """
     config = PeftConfig.from_pretrained(name, revision=revision)
     base = config.base_model_name_or_path
-    settings = {
-        "trust_remote_code": args.trust_remote_code,
-        **args.model_init_kwargs,
-        "revision": config.revision or "main",
-        "quantization_config": quantization_config,
-    }
-    if args.distributed_state.distributed_type in ("MULTI_GPU", "DEEPSPEED"):  # as TRL does for a model by name
-        settings["device_map"] = None
     try:
-        base_model = create_model_from_path(base, **settings)
+        base_model = create_model_from_path(base, revision=config.revision or "main", **settings)
     except OSError as error:
         raise OSError(
-            f"{config_file}: its base model {base!r} cannot be loaded; correct base_model_name_or_path there (a "
-            f"relative path starts at the folder that you launch from). {error}"
+            f"{name}/adapter_config.json: its base model {base!r} cannot be loaded; correct base_model_name_or_path "
+            f"there (a relative path starts at the folder that you launch from). {error}"
         ) from error
-    # As TRL does for a new adapter: ZeRO-3 gathers tensors of one dtype only.
-    zero3 = args.deepspeed_plugin is not None and args.deepspeed_plugin.zero_stage == 3
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="Found missing adapter keys")
         try:
             return PeftModel.from_pretrained(
                 base_model,
                 name,
-                is_trainable=True,
+                is_trainable=is_trainable,
                 revision=revision,
-                autocast_adapter_dtype=bool(quantization_config) or not zero3,
+                autocast_adapter_dtype=autocast_adapter_dtype,
             )
         except UserWarning as missing:
             raise ValueError(
                 f"{name} does not fit its base model {base!r}: part of it would start from scratch. {missing}"
             ) from missing
+
+
+def _load_trainable_adapter(
+    name: str, revision: str, quantization_config: BitsAndBytesConfig | None, args: PromptEnhancerConfig
+) -> PeftModel:
+    """The adapter `name` on its base model, ready to train on: TRL would take a frozen one, and train nothing."""
+    settings = {
+        "trust_remote_code": args.trust_remote_code,
+        **args.model_init_kwargs,
+        "quantization_config": quantization_config,
+    }
+    settings.pop("revision")  # the adapter's; the base has its own
+    if args.distributed_state.distributed_type in ("MULTI_GPU", "DEEPSPEED"):  # as TRL does for a model by name
+        settings["device_map"] = None
+    # As TRL does for a new adapter: ZeRO-3 gathers tensors of one dtype only.
+    zero3 = args.deepspeed_plugin is not None and args.deepspeed_plugin.zero_stage == 3
+    autocast = bool(quantization_config) or not zero3
+    return load_adapter(name, revision, is_trainable=True, autocast_adapter_dtype=autocast, **settings)

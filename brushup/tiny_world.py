@@ -62,6 +62,7 @@ SYNONYMS = {
     "big": ("huge", "large", "giant"),
 }
 
+CATEGORIES = ("synonym", "order", "left_out", "korean")
 CANONICAL_ORDER = "{a_size} {color} {shape} on {a_background} background"
 ODD_ORDERS = (
     "{color} {shape}, {size}, {background} backdrop",
@@ -70,6 +71,29 @@ ODD_ORDERS = (
     "{shape}: {size}, {color}; background: {background}",
     "on {background}, {a_size} {color} {shape}",
     "in front of {a_background} wall: {shape}, {color}, {size}",
+)
+KOREAN = {
+    "circle": ("원", "동그라미"),
+    "square": ("네모", "정사각형"),
+    "triangle": ("세모", "삼각형"),
+    "cross": ("십자", "더하기"),
+    "red": ("빨간", "붉은"),
+    "green": ("초록색", "녹색"),
+    "blue": ("파란", "푸른"),
+    "yellow": ("노란", "샛노란"),
+    "purple": ("보라색", "자주색"),
+    "orange": ("주황색", "귤색"),
+    "white": ("하얀", "흰"),
+    "black": ("검은", "까만"),
+    "small": ("작은", "조그만"),
+    "medium": ("보통 크기의", "중간 크기의"),
+    "big": ("큰", "커다란"),
+}
+KOREAN_ORDERS = (
+    "{background} 배경에 {size} {color} {shape}",
+    "{size} {color} {shape}, {background} 배경",
+    "{background} 바탕 위의 {size} {color} {shape}",
+    "{color} {shape} 그려 줘, {size} 걸로, {background} 배경",
 )
 PARTIAL = {
     ("shape", "color", "size"): ("{a_size} {color} {shape}", "{shape} in {color}, {size}"),
@@ -109,8 +133,8 @@ def user_prompt(scene: dict[str, str], category: str, rng: random.Random) -> tup
     """What a user might write who means a complete `scene`.
 
     Args:
-        category: "synonym" (usual order, other words), "order" (unusual order, other words in part) or "left_out"
-            (size, background or both are not said).
+        category: "synonym" (usual order, other words), "order" (unusual order, other words in part), "left_out"
+            (size, background or both are not said) or "korean".
 
     Returns:
         The prompt, and the user's own word for each attribute: None where it was left out.
@@ -122,17 +146,19 @@ def user_prompt(scene: dict[str, str], category: str, rng: random.Random) -> tup
         said, template, share = ATTRIBUTES, rng.choice(ODD_ORDERS), 0.5
     elif category == "synonym":
         said, template, share = ATTRIBUTES, CANONICAL_ORDER, 0.8
+    elif category == "korean":
+        said, template, share = ATTRIBUTES, rng.choice(KOREAN_ORDERS), 1.0
     else:
-        raise ValueError(f"unknown category {category!r}; use synonym, order or left_out")
+        raise ValueError(f"unknown category {category!r}; use {', '.join(CATEGORIES)}")
     words = {name: scene[name] for name in said}
     for name, word in words.items():
         if rng.random() < share:
-            words[name] = rng.choice(SYNONYMS[word])
+            words[name] = rng.choice((KOREAN if category == "korean" else SYNONYMS)[word])
     return _fill(template, words), {name: words.get(name) for name in ATTRIBUTES}
 
 
 def prompt_rows(count: int, unseen: bool, seed: int) -> list[dict]:
-    """`count` different prompt rows (`user_prompt`, `category`, `difficulty`, `scene`), a third of each category.
+    """`count` different prompt rows (`user_prompt`, `category`, `difficulty`, `scene`), as many of each category.
 
     Args:
         unseen: ask only for the pairs in `UNSEEN_PAIRS` (validation), else only for the others (training).
@@ -140,7 +166,7 @@ def prompt_rows(count: int, unseen: bool, seed: int) -> list[dict]:
     rng = random.Random(seed)
     scenes = [scene for scene in all_scenes() if is_unseen(scene) == unseen]
     rows: dict[str, dict] = {}
-    for category in itertools.cycle(("synonym", "order", "left_out")):
+    for category in itertools.cycle(CATEGORIES):
         if len(rows) == count:
             return list(rows.values())
         scene = rng.choice(scenes)

@@ -99,8 +99,7 @@ def train_clip_tokenizer(texts: list[str]) -> CLIPTokenizer:
 
 def user_texts(count: int, rng: random.Random) -> list[str]:
     scenes = world.all_scenes()
-    categories = ("synonym", "order", "left_out")
-    return [world.user_prompt(rng.choice(scenes), rng.choice(categories), rng)[0] for _ in range(count)]
+    return [world.user_prompt(rng.choice(scenes), rng.choice(world.CATEGORIES), rng)[0] for _ in range(count)]
 
 
 # ---------------------------------------------------------------------------------------------------- the generator
@@ -248,7 +247,7 @@ def train_scorer(output: Path, scale: float, seed: int) -> None:
         texts = [
             world.canonical_caption(scene)
             if rng.random() < 0.35
-            else world.user_prompt(scene, rng.choice(("synonym", "order", "left_out")), rng)[0]
+            else world.user_prompt(scene, rng.choice(world.CATEGORIES), rng)[0]
             for scene in batch
         ]
         tokens = tokenizer(texts, padding="max_length", truncation=True, max_length=TEXT_LENGTH, return_tensors="pt")
@@ -314,7 +313,7 @@ def policy_examples(count: int, rng: random.Random) -> list[dict]:
     examples = []
     for _ in range(count):
         scene = rng.choice(scenes)
-        prompt, words = world.user_prompt(scene, rng.choice(("synonym", "order", "left_out")), rng)
+        prompt, words = world.user_prompt(scene, rng.choice(world.CATEGORIES), rng)
         answer = mixed_rewrite(scene, words, rng)
         examples.append({"prompt": build_messages(prompt), "completion": [{"role": "assistant", "content": answer}]})
     return examples
@@ -402,7 +401,7 @@ def write_prompts(output: Path, scale: float, seed: int) -> None:
         rows = world.prompt_rows(count, unseen, seed + unseen)
         if name == "train":
             rows = [{key: value for key, value in row.items() if key != "scene"} for row in rows]
-        lines = [json.dumps(row) for row in rows]
+        lines = [json.dumps(row, ensure_ascii=False) for row in rows]
         (output / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
         print(f"{output / name}.jsonl: {count} prompts, e.g. {rows[0]['user_prompt']!r}")
 
@@ -443,9 +442,8 @@ def measure(output: Path, seed: int, count: int = 500) -> list[tuple[str, float,
     asked = [row["user_prompt"] for row in rows]
     answers = enhancer.enhance(asked, max_new_tokens=32, temperature=1.0, batch_size=100)
     parsed = sum(not answer.fell_back for answer in answers) / count
-    repeated = enhancer.enhance([prompt for prompt in asked[:64] for _ in range(8)], 32, 1.0, batch_size=128)
-    groups = [{answer.prompt for answer in repeated[start : start + 8]} for start in range(0, len(repeated), 8)]
-    varied = sum(len(group) >= 4 for group in groups) / len(groups)
+    repeated = enhancer.enhance(asked[:64], n=8, max_new_tokens=32, temperature=1.0, batch_size=128)
+    varied = sum(len({answer.prompt for answer in group}) >= 4 for group in repeated) / len(repeated)
 
     picture = world.draw_scene(scenes[0], rng)
     message = [{"role": "user", "content": [{"type": "image", "image": picture}, {"type": "text", "text": asked[0]}]}]

@@ -1,18 +1,21 @@
 import pytest
 import torch
 from conftest import TINY_WORLD
+from peft import LoraConfig, get_peft_model
 from PIL import Image
+from safetensors.torch import load_file
 from transformers import AutoProcessor, Qwen2VLForConditionalGeneration
 
 from brushup.enhancer import PromptEnhancer
 from brushup.prompts import parse_answer
 
 
+POLICY = TINY_WORLD / "policy"
+
+
 @pytest.fixture(scope="module")
 def enhancer():
-    folder = TINY_WORLD / "policy"
-    model = Qwen2VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
-    return PromptEnhancer(model, AutoProcessor.from_pretrained(folder))
+    return PromptEnhancer.from_pretrained(POLICY, device="cpu")
 
 
 PROMPTS = ["crimson box, huge, snowy backdrop", "a tiny azure ball", "draw a green plus sign please"]
@@ -63,3 +66,67 @@ def test_the_policy_takes_a_picture(enhancer):
         with torch.no_grad():
             logits.append(enhancer.model(**inputs).logits[0, -1])
     assert torch.isfinite(logits[0]).all() and not torch.allclose(logits[0], logits[1])
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory) -> str:
+    """An adapter with random weights on the tiny policy, saved alone."""
+    folder = tmp_path_factory.mktemp("adapter")
+    model = Qwen2VLForConditionalGeneration.from_pretrained(POLICY, dtype=torch.float32)
+    settings = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM", init_lora_weights=False)
+    get_peft_model(model, settings).save_pretrained(folder)
+    return str(folder)
+
+
+def test_an_adapter_is_found_with_its_base_model(enhancer, adapter):
+    loaded = PromptEnhancer.from_pretrained(adapter, device="cpu")
+    assert loaded.model.dtype == torch.float32
+    rewrites = loaded.enhance(PROMPTS, temperature=0)
+    assert rewrites != enhancer.enhance(PROMPTS, temperature=0)
+    with loaded.model.disable_adapter():
+        assert loaded.enhance(PROMPTS, temperature=0) == enhancer.enhance(PROMPTS, temperature=0)
+
+
+def test_a_merged_checkpoint_is_plain_and_writes_the_same(adapter, tmp_path):
+    loaded = PromptEnhancer.from_pretrained(adapter, device="cpu")
+    wanted = loaded.enhance(PROMPTS, temperature=0)
+    loaded.merge_and_save(tmp_path)
+    assert not (tmp_path / "adapter_config.json").exists()
+    base, merged = load_file(POLICY / "model.safetensors"), load_file(tmp_path / "model.safetensors")
+    assert {name: tensor.shape for name, tensor in merged.items()} == {n: tensor.shape for n, tensor in base.items()}
+    plain = Qwen2VLForConditionalGeneration.from_pretrained(tmp_path, dtype=torch.float32)
+    again = PromptEnhancer(plain, AutoProcessor.from_pretrained(tmp_path)).enhance(PROMPTS, temperature=0)
+    assert again == wanted == PromptEnhancer.from_pretrained(tmp_path, device="cpu").enhance(PROMPTS, temperature=0)
+
+
+def test_several_rewrites_of_each_prompt(enhancer):
+    several = enhancer.enhance(PROMPTS, n=4, temperature=1.0)
+    assert [[one.user_prompt for one in some] for some in several] == [[prompt] * 4 for prompt in PROMPTS]
+    assert any(len({one.prompt for one in some}) > 1 for some in several)
+    one = enhancer.enhance(PROMPTS[0], temperature=0)
+    assert one == enhancer.enhance(PROMPTS, temperature=0)[0] and one.user_prompt == PROMPTS[0]
+    assert enhancer.enhance(PROMPTS[0], n=2, temperature=0) == [one, one]
+
+
+def test_a_picture_goes_with_its_own_prompt(enhancer, text_policy):
+    red, blue = (Image.new("RGB", (32, 32), color) for color in ("red", "blue"))
+    shown = []
+    hook = enhancer.model.model.visual.register_forward_pre_hook(lambda _, inputs: shown.append(len(inputs[0])))
+    mixed = enhancer.enhance(PROMPTS, temperature=0, image=[red, None, blue])
+    hook.remove()
+    assert shown and shown[0] == 2 * (32 // 4) ** 2  # the patches of two pictures
+    assert mixed[1] == enhancer.enhance(PROMPTS[1], temperature=0)
+    assert mixed[0] == enhancer.enhance(PROMPTS[0], temperature=0, image=red)
+    with pytest.raises(ValueError, match="reads text only"):
+        PromptEnhancer.from_pretrained(text_policy, device="cpu").enhance("a cat", image=red)
+
+
+@pytest.mark.parametrize("wrong", [{"prompt": ["a cat", " "]}, {"prompt": "a cat", "n": 0}])
+def test_what_makes_no_sense_is_refused(enhancer, wrong):
+    with pytest.raises(ValueError, match="prompts that are not empty"):
+        enhancer.enhance(**wrong)
+
+
+def test_a_model_that_is_not_there():
+    with pytest.raises(OSError, match="'runs/no/such' is no folder here and no model on the Hub"):
+        PromptEnhancer.from_pretrained("runs/no/such")
