@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 from tenacity import AsyncRetrying, retry_if_exception, stop_before_delay, wait_random_exponential
 
-from brushup.config import PromptEnhancerConfig, RenderConfig
+from brushup.config import RenderConfig, RewardConfig
 from brushup.protocol import MAX_PROMPT_CHARS, Info, ScoreReply, ScoreRequest, settings_of, to_job
 from brushup.rewards import is_image_reward, label
 from brushup.worker import RenderJob, RenderResult
@@ -182,7 +182,7 @@ class HttpWorker:
             )
 
 
-def connect(url: str, render: RenderConfig, args: PromptEnhancerConfig) -> HttpWorker:
+def connect(url: str, render: RenderConfig, args: RewardConfig) -> HttpWorker:
     """The service at `url`, if it draws and scores as the settings of this run say.
 
     Raises:
@@ -193,9 +193,12 @@ def connect(url: str, render: RenderConfig, args: PromptEnhancerConfig) -> HttpW
     arguments = sys.argv[sys.argv.index("--config") :][:2] if "--config" in sys.argv else ["--config", "..."]
     command = f"python recipes/serve.py {' '.join(arguments)} --port {httpx.URL(url).port or 80}"
     worker = HttpWorker(url, image_rewards, render.worker_timeout, command)
-    ours, theirs = json.loads(json.dumps(settings_of(render, args))), worker.info.settings
+    ours, theirs = json.loads(json.dumps(settings_of(render, args))), dict(worker.info.settings)
+    # The service may know more rewards than this run asks for.
+    theirs["reward_funcs"] = sorted(set(ours["reward_funcs"]) & set(theirs["reward_funcs"]))
+    theirs["reward_kwargs"] = {n: kw for n, kw in theirs["reward_kwargs"].items() if n in ours["reward_funcs"]}
     differ = [
-        f"{name}: here {ours[name]!r}, there {theirs.get(name)!r}" for name in ours if ours[name] != theirs[name]
+        f"{name}: here {ours[name]!r}, there {theirs.get(name)!r}" for name in ours if ours[name] != theirs.get(name)
     ]
     if differ:
         raise ValueError(f"the worker at {url} was started with other settings: {'; '.join(differ)}")

@@ -1,10 +1,22 @@
 """The settings that Brushup adds to TRL's: each is a YAML key and a flag. See recipes/*.yaml for whole examples."""
 
 import json
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
 from trl import GRPOConfig
+
+
+def masked(settings: Any) -> Any:
+    """The same, without the values of keys that name a secret, at any depth."""
+    if isinstance(settings, dict):
+        secret = re.compile(r"(token|secret|password|api_?key)$", re.IGNORECASE)
+        return {
+            key: f"<{key.upper()}>" if value and secret.search(key) else masked(value)
+            for key, value in settings.items()
+        }
+    return [masked(value) for value in settings] if isinstance(settings, list) else settings
 
 
 @dataclass
@@ -80,6 +92,14 @@ class RenderConfig:
         default=0.85, metadata={"help": "Share of the render GPU's memory that this process may take, above 0 to 1."}
     )
 
+    originals_cache: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder that keeps the pictures of the users' own prompts, so that each is drawn only once; "
+            "recipes/evaluate.py has one by default (~/.cache/brushup/originals), training none."
+        },
+    )
+
     worker: str = field(
         default="local",
         metadata={
@@ -103,6 +123,14 @@ class RenderConfig:
         for name in ("generator_init_kwargs", "render_kwargs", "scheduler_kwargs"):  # flags arrive as JSON
             value = vars(self)[name]
             setattr(self, name, json.loads(value) if isinstance(value, str) else value or {})
+
+    def picture_settings(self) -> dict[str, Any]:
+        """All that decides, with the prompt and the seed, what a picture looks like."""
+        names = ("generator", "generator_init_kwargs", "render_kwargs", "render_dtype", "scheduler")
+        return {
+            name: getattr(self, name)
+            for name in (*names, "scheduler_kwargs", "generator_lora", "generator_lora_scale")
+        }
 
 
 @dataclass
@@ -137,7 +165,11 @@ class PromptEnhancerConfig(RewardConfig, GRPOConfig):
         default=1, metadata={"help": "Pictures drawn of each rewrite (K); its image rewards are averaged over them."}
     )
     log_images_steps: int = field(
-        default=0, metadata={"help": "Save sample pictures to output_dir/images every so many steps; 0: never."}
+        default=0,
+        metadata={
+            "help": "Save sample pictures, the rewrites' beside the user's own prompt's, to output_dir/images every "
+            "so many steps, and show them in the trackers of `report_to`; 0: never."
+        },
     )
     max_failed_batches: int = field(
         default=3,
@@ -165,6 +197,45 @@ class PromptEnhancerConfig(RewardConfig, GRPOConfig):
             "a bool for each picture. The tiny world has one."
         },
     )
+
+    def to_dict(self) -> dict[str, Any]:
+        """As TRL's, for trackers; secrets are masked at any depth, e.g. in `reward_kwargs`."""
+        return masked(super().to_dict())
+
+
+@dataclass
+class EvaluationConfig(RewardConfig):
+    """What recipes/evaluate.py reads from the YAML file of a run, and what it takes besides."""
+
+    validation_prompts: str = field(
+        kw_only=True, metadata={"help": "Prompts to compare on: a file, or a Hub data set (its split `validation`)."}
+    )
+    prompt_column: str = field(default="user_prompt", metadata={"help": "The column with the user's prompt."})
+    skip_bad_rows: bool = field(default=False, metadata={"help": "Leave bad rows out instead of stopping."})
+    output_dir: str = field(
+        kw_only=True, metadata={"help": "Where results.json, report.md and report.html go: the run's own."}
+    )
+    model_name_or_path: str = field(kw_only=True, metadata={"help": "The policy before training."})
+    adapter: list[str] | None = field(
+        default=None,
+        metadata={"help": "The trained policies: adapters or models, Hub ids or folders; default: `output_dir`."},
+    )
+    dtype: str | None = field(default=None, metadata={"help": "The policies' torch dtype; default: bfloat16 on CUDA."})
+    reward_weights: list[float] | None = field(default=None, metadata={"help": "Of `reward_funcs`; default 1 each."})
+    eval_reward_funcs: list[str] = field(
+        default_factory=list, metadata={"help": "Further rewards to look at, which the policy was not trained on."}
+    )
+    validation_images_per_prompt: int = field(
+        default=1, metadata={"help": "Pictures drawn of each prompt, at the same seeds for each way of prompting."}
+    )
+    seed: int = field(default=42, metadata={"help": "Decides the seeds of the pictures."})
+    max_completion_length: int = field(default=256, metadata={"help": "Tokens that an answer may have."})
+    per_device_eval_batch_size: int = field(default=8, metadata={"help": "Answers written at once."})
+    success_threshold: float | None = field(
+        default=None, metadata={"help": "`success_rate` is the share of prompts with a reward over this."}
+    )
+    checker: str | None = field(default=None, metadata={"help": "Ground truth, as in training; never a reward."})
+    ddp_timeout: int = field(default=1800, metadata={"help": "Seconds that ranks wait for each other."})
 
 
 @dataclass

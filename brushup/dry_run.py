@@ -102,7 +102,7 @@ def dry_run(trainer: PromptEnhancerTrainer) -> str:
             raise RuntimeError(f"a held-out prompt could not be drawn: {arm.errors[0]}")
         path = Path(args.output_dir) / "dry_run.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        arm.first_images[0].save(path)
+        arm.pictures[0].save(path)
         scores = ", ".join(f"{name} {score:.3f}" for name, score in arm.rewards[0].items())
         lines.append(f"a picture  of {row['user_prompt']!r}: {scores}; see {path}")
     return "\n".join(lines)

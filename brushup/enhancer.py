@@ -62,8 +62,13 @@ class PromptEnhancer:
         """
         name, device = str(model_or_adapter), device or default_device()
         dtype = dtype or (torch.bfloat16 if device.startswith("cuda") else torch.float32)
-        load = load_adapter if is_adapter(name) else create_model_from_path
-        model = load(name, dtype=dtype, device_map=device)
+        if is_adapter(name):
+            model = load_adapter(name, dtype=dtype, device_map=device)
+        else:
+            try:
+                model = create_model_from_path(name, dtype=dtype, device_map=device)
+            except OSError as error:
+                raise OSError(f"{name!r} is no folder here with a model, and no model on the Hub: {error}") from error
         try:
             processor = AutoProcessor.from_pretrained(name)
         except (OSError, ValueError):  # an adapter that was saved alone
@@ -86,7 +91,7 @@ class PromptEnhancer:
         prompt: str | Sequence[str],
         n: int = 1,
         max_new_tokens: int = 128,
-        temperature: float = 0.7,
+        temperature: float | None = None,
         seed: int = 0,
         image: Image.Image | Sequence[Image.Image | None] | None = None,
         batch_size: int = 32,
@@ -96,7 +101,8 @@ class PromptEnhancer:
         Args:
             n: rewrites of each prompt.
             max_new_tokens: an answer that does not end within them is malformed.
-            temperature: of the sampling; 0 takes the likeliest token each time.
+            temperature: of the sampling; 0, the default for one rewrite, takes the likeliest token each time, as
+                validation does; the default for several is 0.7.
             seed: of the sampling; the same seed, prompts and batch size give the same rewrites.
             image: a reference picture beside the prompt, for image-text policies; of several prompts one each, or
                 None for those without.
@@ -109,6 +115,7 @@ class PromptEnhancer:
             ValueError: there is an empty prompt, `n` < 1, not as many images as prompts, or an image for a policy
                 that reads text only.
         """
+        temperature = (0.7 if n > 1 else 0.0) if temperature is None else temperature
         user_prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         images = list(image) if isinstance(image, Sequence) else [image] * len(user_prompts)
         if n < 1 or len(images) != len(user_prompts) or not all(asked.strip() for asked in user_prompts):

@@ -1,17 +1,20 @@
-"""Before and after: the same held-out prompts, drawn from the same seeds, as the user wrote them and as rewritten."""
+"""Draws and scores one way of prompting (an `Arm`) on held-out prompts, from the same seeds as any other way."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 
 import numpy as np
 from PIL import Image
-from scipy.stats import bootstrap
 
+from brushup.config import RewardConfig
 from brushup.grid import labelled_grid
+from brushup.rewards import is_image_reward, label, load_reward
 from brushup.worker import LocalWorker, RenderJob, RenderResult, mean_scores, paired_seeds
 
 
-EXAMPLES = 6  # prompts of which the pictures are kept, for a sheet to look at
+EXAMPLES = 6  # prompts of which training keeps the pictures, for a sheet to look at
+THUMBNAIL = 256  # pixels, the longer side of a picture that is kept
+STATIC_SUFFIX = ", high quality, detailed, 4k"  # what people add by hand
 
 
 @dataclass
@@ -19,13 +22,17 @@ class Arm:
     """What one way of prompting got, an item for each prompt; None where the machine failed a picture.
 
     `rewards` are by name, over the pictures of a prompt; `right` is the share of its pictures, 0..1, that the checker
-    calls right; `first_images` are kept of the first few prompts only. `errors` say what failed.
+    calls right; `tokens` is the length of the prompt for each tokenizer of the generator; `pictures` has the first
+    picture of the first prompts, made smaller; `malformed` marks answers that the user's prompt stands in for.
+    `errors` say what failed.
     """
 
     prompts: list[str]
     rewards: list[dict[str, float] | None]
-    first_images: list[Image.Image | None]
+    pictures: list[Image.Image | None]
     right: list[float | None]
+    tokens: list[dict[str, int]]
+    malformed: list[bool]
     errors: list[str] = field(default_factory=list)
 
     @classmethod
@@ -33,23 +40,27 @@ class Arm:
         """The arm over the prompts of all `parts`, in order."""
         return cls(*([item for part in parts for item in vars(part)[name.name]] for name in fields(cls)))
 
+    def select(self, indices: Sequence[int]) -> "Arm":
+        """The arm over some of the prompts."""
+        columns = [name.name for name in fields(self) if name.name != "errors"]
+        return Arm(*([vars(self)[name][index] for index in indices] for name in columns))
+
+    def scores(self, name: str) -> list[float | None]:
+        """One reward of each prompt."""
+        return [None if row is None else row[name] for row in self.rewards]
+
     def totals(self, weights: dict[str, float]) -> list[float | None]:
         """The weighted sum of the rewards of each prompt."""
         return [None if row is None else sum(weights[name] * row[name] for name in weights) for row in self.rewards]
 
     def mean_rewards(self) -> dict[str, float]:
         scored = [row for row in self.rewards if row is not None]
-        return {name: float(np.mean([row[name] for row in scored])) for name in scored[0]}
+        return {name: float(np.mean([row[name] for row in scored])) for name in scored[0]} if scored else {}
 
     def checker_accuracy(self) -> float | None:
         """The share of right pictures; None without a checker."""
         checked = [share for share in self.right if share is not None]
         return float(np.mean(checked)) if checked else None
-
-    def summary(self) -> dict:
-        """As in results.json."""
-        scored = sum(row is not None for row in self.rewards)
-        return {"rewards": self.mean_rewards(), "checker_accuracy": self.checker_accuracy(), "n": scored}
 
 
 def evaluate_prompts(
@@ -60,6 +71,8 @@ def evaluate_prompts(
     images_per_prompt: int,
     seed: int,
     checker: Callable | None = None,
+    malformed: Sequence[bool] | None = None,
+    pictures_kept: int = EXAMPLES,
 ) -> Arm:
     """Draws `prompts`, one for each validation row, and scores them against the rows' own `user_prompt`s.
 
@@ -71,6 +84,8 @@ def evaluate_prompts(
         images_per_prompt: pictures a prompt; its image rewards are the mean over them.
         seed: each arm of a comparison gets the same, and so the same noise for the same row.
         checker: `(images, scene) -> right or wrong` of each picture.
+        malformed: marks prompts that stand in for a malformed answer.
+        pictures_kept: of so many rows the first picture is kept.
     """
     jobs = [
         RenderJob(prompt, row["user_prompt"], drawn_from)
@@ -91,10 +106,28 @@ def evaluate_prompts(
             None if any(r.error for r in some) or None in texts.values() else mean_scores(some) | texts
             for some, texts in zip(by_row, scores, strict=True)
         ],
-        first_images=[some[0].image if index < EXAMPLES else None for index, some in enumerate(by_row)],
+        pictures=[_thumbnail(some[0].image) if row < pictures_kept else None for row, some in enumerate(by_row)],
         right=right,
+        tokens=[some[0].tokens for some in by_row],
+        malformed=list(malformed or [False] * len(rows)),
         errors=[result.error for some in by_row for result in some if result.error],
     )
+
+
+def load_text_rewards(rewards: RewardConfig) -> dict[str, Callable]:
+    """The text rewards that `reward_funcs` names, by label; the worker loads the image rewards."""
+    return {
+        label(name): load_reward(name, **rewards.kwargs_of_reward(name))
+        for name in rewards.reward_funcs
+        if not is_image_reward(name)
+    }
+
+
+def _thumbnail(image: Image.Image | None) -> Image.Image | None:
+    if image:
+        image = image.copy()
+        image.thumbnail((THUMBNAIL, THUMBNAIL))
+    return image
 
 
 def _text_scores(
@@ -116,47 +149,12 @@ def _share_right(results: list[RenderResult], row: dict, checker: Callable | Non
     return float(np.mean(checker(images, [row["scene"]] * len(images)))) if checker and images else None
 
 
-def paired_difference(after: Arm, before: Arm, name: str, seed: int = 0) -> dict[str, float | list[float]]:
-    """Mean of after - before over the prompts, and its 95 % bootstrap interval (percentile, 10,000 resamples)."""
-    differences = [
-        b[name] - a[name]
-        for a, b in zip(before.rewards, after.rewards, strict=True)
-        if a is not None and b is not None
-    ]
-    interval = bootstrap(
-        (differences,), np.mean, n_resamples=10_000, method="percentile", rng=seed
-    ).confidence_interval
-    return {"mean": float(np.mean(differences)), "ci95": [float(interval.low), float(interval.high)]}
-
-
-def win_rate(after: Arm, before: Arm, weights: dict[str, float]) -> float:
-    """The share of prompts whose weighted reward is higher after than before; a tie counts half."""
-    pairs = zip(before.totals(weights), after.totals(weights), strict=True)
-    return float(np.mean([0.5 if a == b else float(b > a) for a, b in pairs if a is not None and b is not None]))
-
-
-def results_table(arms: dict[str, Arm]) -> str:
-    """The arms as a Markdown table: a line an arm, a column a reward, and the checker's accuracy if there is one."""
-    summaries = {name: arm.summary() for name, arm in arms.items()}
-    rewards = list(next(iter(summaries.values()))["rewards"])
-    checked = any(summary["checker_accuracy"] is not None for summary in summaries.values())
-    lines = [["prompts", *rewards, *(["right pictures"] if checked else []), "n"]]
-    for name, summary in summaries.items():
-        right = [f"{summary['checker_accuracy']:.1%}"] if checked else []
-        lines.append([name, *(f"{summary['rewards'][r]:.3f}" for r in rewards), *right, str(summary["n"])])
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    lines.insert(1, ["-" * width for width in widths])
-    return "\n".join(
-        "| " + " | ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)) + " |" for line in lines
-    )
-
-
 def before_after_sheet(before: Arm, after: Arm) -> Image.Image:
     """The first prompts of which both pictures were drawn: above drawn from `before`, below from `after`."""
-    shown = [i for i, pair in enumerate(zip(before.first_images, after.first_images, strict=True)) if None not in pair]
+    shown = [i for i, pair in enumerate(zip(before.pictures, after.pictures, strict=True)) if None not in pair]
     titles = ("drawn from the user's prompt", "drawn from the rewrite")
     lines = [
-        (title, [(arm.first_images[i], arm.prompts[i]) for i in shown[:EXAMPLES]])
+        (title, [(arm.pictures[i], arm.prompts[i]) for i in shown[:EXAMPLES]])
         for title, arm in zip(titles, (before, after), strict=True)
     ]
     return labelled_grid(lines)

@@ -66,7 +66,7 @@ def is_adapter(name: str, revision: str | None = None) -> bool:
     try:
         return find_adapter_config_file(name, revision=revision) is not None
     except OSError as error:
-        raise OSError(f"{name!r} is no folder here and no model on the Hub: {error}") from error
+        raise OSError(f"{name!r} is no folder here with a model, and no model on the Hub: {error}") from error
 
 
 def _quantization_config(model: ModelConfig) -> BitsAndBytesConfig | None:

@@ -11,7 +11,7 @@ import unicodedata
 SYSTEM_PROMPT = (
     "You rewrite a user's request as one prompt for an image generator. Keep everything the user asked for: what it "
     "shows, how many, which colors, sizes and places. Use plain words that the image generator knows, and add what "
-    "the user left out. Answer with the prompt alone."
+    "the user left out. Answer with the prompt alone, in English, whatever language the user writes."
 )
 
 

@@ -103,10 +103,8 @@ class Info(BaseModel):
 
 def settings_of(render: RenderConfig, rewards: RewardConfig) -> dict[str, Any]:
     """What decides how a picture is drawn and scored: training and the service must agree on all of it."""
-    names = ("generator", "generator_init_kwargs", "render_kwargs", "render_dtype", "scheduler", "scheduler_kwargs")
-    loras = ("generator_lora", "generator_lora_scale")
     image_rewards = [name for name in rewards.reward_funcs if is_image_reward(name)]
-    return {name: getattr(render, name) for name in (*names, *loras)} | {
+    return render.picture_settings() | {
         "reward_funcs": sorted(map(label, image_rewards)),
         "reward_kwargs": {label(name): rewards.kwargs_of_reward(name) for name in image_rewards},
     }

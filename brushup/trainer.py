@@ -10,21 +10,24 @@ from typing import Any
 import torch
 from accelerate.logging import get_logger
 from accelerate.utils import broadcast_object_list, gather, gather_object
+from PIL import Image
 from transformers import Trainer
 from trl import GRPOTrainer
 from trl.models import unwrap_model_for_generation
 
 from brushup.config import PromptEnhancerConfig
 from brushup.enhancer import PromptEnhancer, vision_placeholder_ids
-from brushup.evaluation import Arm
-from brushup.grid import labelled_grid
+from brushup.evaluation import Arm, load_text_rewards
 from brushup.prompts import parse_answer
-from brushup.rewards import is_image_reward, label, load_reward
+from brushup.rewards import label
+from brushup.tracking import Sample, log_samples, sample_grid
 from brushup.validation import Validation
 from brushup.worker import RenderJob, RenderResult, mean_scores, paired_seeds
 
 
 logger = get_logger(__name__)
+
+SHOWN_PROMPTS = 4  # on each sheet of sample pictures
 
 
 class ImageRewardColumn:
@@ -59,11 +62,7 @@ class PromptEnhancerTrainer(GRPOTrainer):
     _tag_names = ["trl", "grpo", "brushup"]
 
     def __init__(self, model, worker, args: PromptEnhancerConfig, eval_dataset=None, **kwargs):
-        self.text_rewards = {
-            label(name): load_reward(name, **args.kwargs_of_reward(name))
-            for name in args.reward_funcs
-            if not is_image_reward(name)
-        }
+        self.text_rewards = load_text_rewards(args)
         labels = [label(name) for name in args.reward_funcs]
         rewards = [self.text_rewards.get(name) or ImageRewardColumn(name) for name in labels]
         super().__init__(model, rewards, args=args, eval_dataset=eval_dataset, **kwargs)
@@ -104,6 +103,12 @@ class PromptEnhancerTrainer(GRPOTrainer):
         ]
         self._submitted = time.perf_counter()
         self._pending = self.worker.submit(jobs, return_images=self._saves_pictures())
+        if self._saves_pictures():
+            # To look at beside the rewrites. On their own: whatever becomes of them touches no reward.
+            shown = list(dict.fromkeys(row["user_prompt"] for row in self._rows))[:SHOWN_PROMPTS]
+            seeds = [paired_seeds(self.args.seed, self.state.global_step, prompt, 1)[0] for prompt in shown]
+            self._own_jobs = [RenderJob(prompt, prompt, seed) for prompt, seed in zip(shown, seeds, strict=True)]
+            self._originals = self.worker.submit(self._own_jobs, return_images=True)
         return output
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
@@ -177,22 +182,14 @@ class PromptEnhancerTrainer(GRPOTrainer):
             ) as model,
             self._dist.summon_full_params(self.model_wrapped, recurse=False),
         ):
-            enhancements = PromptEnhancer(model, self.processing_class).enhance(
-                [row["user_prompt"] for row in validation.padded_share],
-                self.args.max_completion_length,
-                temperature=0,
-                batch_size=self.args.per_device_eval_batch_size,
-                images=[row.get("image") for row in validation.padded_share],
-            )[: len(validation.share)]
-        malformed = gather_object([enhancement.fell_back for enhancement in enhancements])
+            enhancements = validation.rewrite(PromptEnhancer(model, self.processing_class))
         try:
-            arm = self.arms[step] = validation.draw([enhancement.prompt for enhancement in enhancements])
+            arm = self.arms[step] = validation.draw_rewrites(enhancements)
         except RuntimeError as error:
             raise RuntimeError(f"{error}{self._save_now()}") from error
-        metrics = validation.metrics(arm, malformed)
+        metrics = validation.metrics(arm)
         if self.accelerator.is_main_process:
-            path = Path(self.args.output_dir) / f"validation_{step}.json"
-            validation.save(path, step, arm, malformed, metrics)
+            validation.save(Path(self.args.output_dir) / f"validation_{step}.json", step, arm, metrics)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
         Trainer.log(self, metrics)  # TRL's would add, and so use up, the metrics of the training steps
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -203,6 +200,9 @@ class PromptEnhancerTrainer(GRPOTrainer):
         super().save_model(output_dir, _internal_call)
         if output_dir in (None, self.args.output_dir) and self.args.should_save:
             shutil.rmtree(Path(self.args.output_dir) / "ref", ignore_errors=True)
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing: `brushup.model_card` writes it at the end, when there are results; TRL would at each checkpoint."""
 
     def _gather_flags(self, flags: list[bool]) -> torch.Tensor:
         return gather(torch.tensor(flags, device=self.accelerator.device))
@@ -242,14 +242,27 @@ class PromptEnhancerTrainer(GRPOTrainer):
         return bool(every and self.accelerator.is_main_process and self.state.global_step % every == 0)
 
     def _save_pictures(self, pictures: list[list[RenderResult]], rewards: torch.Tensor) -> None:
-        """One file a step: a line for each of up to four prompts, with the first picture of each rewrite."""
-        totals = (rewards.cpu() * self.reward_weights).nansum(dim=1)
-        lines: dict[str, list] = {}
-        for row, results, rewrite, total in zip(self._rows, pictures, self._rewrites, totals, strict=False):
-            if results and results[0].image:
-                lines.setdefault(row["user_prompt"], []).append((results[0].image, f"{total:.2f}  {rewrite}"))
-        if lines:
+        """One file a step, and a table in the trackers: the first picture of each rewrite of up to four prompts.
+
+        Beside them is the picture of the user's own prompt from the same seed.
+        """
+        originals: dict[str, Image.Image | None] = {job.user_prompt: None for job in self._own_jobs}
+        try:
+            for job, result in zip(self._own_jobs, self._originals.result(), strict=True):
+                originals[job.user_prompt] = result.image
+        except Exception as error:
+            logger.warning(f"the users' own prompts could not be drawn for the sample pictures: {error}")
+        rewards = rewards.cpu()
+        failed = rewards.isnan().all(dim=1)
+        totals = (rewards * self.reward_weights).nansum(dim=1).masked_fill(failed, torch.nan).tolist()
+        samples = [
+            Sample(row["user_prompt"], rewrite, total, results[0].image, originals[row["user_prompt"]])
+            for row, results, rewrite, total in zip(self._rows, pictures, self._rewrites, totals, strict=False)
+            if row["user_prompt"] in originals and results and not math.isnan(total)
+        ]
+        if samples:
             folder = Path(self.args.output_dir) / "images"
             folder.mkdir(parents=True, exist_ok=True)
-            grid = labelled_grid(list(lines.items())[:4])
+            grid = sample_grid(samples)
             grid.save(folder / f"step-{self.state.global_step:06d}.png")
+            log_samples(self, samples, grid)

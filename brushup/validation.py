@@ -3,18 +3,20 @@
 import functools
 import json
 import logging
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from accelerate import PartialState
 from accelerate.utils import gather_object
 
-from brushup.config import PromptEnhancerConfig
-from brushup.evaluation import Arm, evaluate_prompts, win_rate
+from brushup.comparison import Measures
+from brushup.config import EvaluationConfig, PromptEnhancerConfig
+from brushup.enhancer import Enhancement, PromptEnhancer
+from brushup.evaluation import EXAMPLES, Arm, evaluate_prompts
 from brushup.rewards import resolve
-from brushup.rewards.quality_score import quality_points
 from brushup.worker import LocalWorker
 
 
@@ -31,7 +33,8 @@ class Validation:
         worker: as for `PromptEnhancerTrainer`.
         text_rewards: by name.
         weights: of each reward, by name.
-        args: `seed`, `validation_images_per_prompt`, `checker` and `success_threshold` count.
+        args: `seed`, `validation_images_per_prompt`, `checker`, `success_threshold` and how answers are written count.
+        pictures_kept: of so many rows (of each rank) an arm keeps the first picture.
     """
 
     def __init__(
@@ -40,11 +43,11 @@ class Validation:
         worker: LocalWorker,
         text_rewards: dict[str, Callable],
         weights: dict[str, float],
-        args: PromptEnhancerConfig,
+        args: PromptEnhancerConfig | EvaluationConfig,
+        pictures_kept: int = EXAMPLES,
     ):
         self.rows = rows
-        self.weights = weights
-        self.success_threshold = args.success_threshold
+        self.measures = Measures(rows, weights, args.success_threshold, worker.token_limits)
         self._evaluate = functools.partial(
             evaluate_prompts,
             worker=worker,
@@ -52,13 +55,15 @@ class Validation:
             images_per_prompt=args.validation_images_per_prompt,
             seed=args.seed,
             checker=resolve(args.checker) if args.checker else None,
+            pictures_kept=pictures_kept,
         )
+        self._writing = {"max_new_tokens": args.max_completion_length, "batch_size": args.per_device_eval_batch_size}
         state = PartialState()
         size = -(-len(rows) // state.num_processes)
         start = state.process_index * size
         self.share = rows[start : start + size]
         """The rows of this rank."""
-        self.padded_share = self.share + rows[:1] * (size - len(self.share))
+        self._padded_share = self.share + rows[:1] * (size - len(self.share))
         """The same, as many on each rank: where the weights are sharded, ranks can only write answers in step."""
 
     @functools.cached_property
@@ -66,16 +71,26 @@ class Validation:
         """The users' own prompts."""
         return self.draw([row["user_prompt"] for row in self.share])
 
-    def draw(self, prompts: Sequence[str]) -> Arm:
+    def rewrite(self, enhancer: PromptEnhancer) -> list[Enhancement]:
+        """The enhancer's likeliest rewrites of this rank's share."""
+        return enhancer.enhance(
+            [row["user_prompt"] for row in self._padded_share],
+            temperature=0,
+            image=[row.get("image") for row in self._padded_share],
+            **self._writing,
+        )[: len(self.share)]
+
+    def draw(self, prompts: Sequence[str], malformed: Sequence[bool] | None = None) -> Arm:
         """The arm over all rows.
 
         Args:
             prompts: what to draw for each row of this rank's `share`.
+            malformed: marks those that stand in for a malformed answer.
 
         Raises:
             RuntimeError: on all ranks alike, if not one prompt could be drawn and scored.
         """
-        arm = Arm.joined(gather_object([self._evaluate(prompts, self.share)]))
+        arm = Arm.joined(gather_object([self._evaluate(prompts, self.share, malformed=malformed)]))
         if arm.errors:
             kinds = "; ".join(f"{count} x {error}" for error, count in Counter(arm.errors).most_common(3))
             logger.warning(
@@ -85,50 +100,38 @@ class Validation:
             raise RuntimeError(f"none of the {len(self.rows)} validation prompts could be scored: {arm.errors[:1]}")
         return arm
 
-    def metrics(self, arm: Arm, malformed: Sequence[bool]) -> dict[str, float]:
-        """What trackers and `metric_for_best_model` see, each over the prompts that could be scored.
+    def draw_rewrites(self, enhancements: Sequence[Enhancement]) -> Arm:
+        """The arm over all rows; `enhancements` are of this rank's share."""
+        return self.draw([one.prompt for one in enhancements], [one.fell_back for one in enhancements])
 
-        Returns:
-            `reward` (the weighted sum), `reward_by_category/<category>`, `rewards/<name>/mean`; `above_original`: the
-            share of prompts with a higher reward than the user's own prompt at the same seeds (a tie counts half);
-            `success_rate`: the share with a reward over `success_threshold`; `quality_score`: the five-point score of
-            the rewrites, 0..1; `malformed` and `failed`: shares of all prompts; `right_pictures` with a checker.
-        """
-        totals = [total for total in arm.totals(self.weights) if total is not None]
-        by_category = defaultdict(list)
-        for row, total in zip(self.rows, arm.totals(self.weights), strict=True):
-            if row.get("category") and total is not None:
-                by_category[row["category"]].append(total)
-        quality = [
-            sum(quality_points(row["user_prompt"], prompt).values()) / 5
-            for row, prompt in zip(self.rows, arm.prompts, strict=True)
-        ]
-        values = {
-            "reward": np.mean(totals),
-            "above_original": win_rate(arm, self.original, self.weights),
-            "quality_score": np.mean(quality),
-            "malformed": np.mean(malformed),
-            "failed": arm.rewards.count(None) / len(self.rows),
-        }
-        if self.success_threshold is not None:
-            values["success_rate"] = np.mean([total > self.success_threshold for total in totals])
-        if arm.checker_accuracy() is not None:
-            values["right_pictures"] = arm.checker_accuracy()
-        values |= {f"rewards/{name}/mean": mean for name, mean in arm.mean_rewards().items()}
-        values |= {f"reward_by_category/{name}": np.mean(some) for name, some in sorted(by_category.items())}
-        return {name: float(value) for name, value in values.items()}
+    def summary(self, arm: Arm) -> dict[str, Any]:
+        """As in results.json: see `Measures.summary`."""
+        return self.measures.summary(arm, self.original)
 
-    def save(self, path: Path, step: int, arm: Arm, malformed: Sequence[bool], metrics: dict[str, float]) -> None:
+    def metrics(self, arm: Arm) -> dict[str, float]:
+        """What trackers and `metric_for_best_model` see: the numbers of `Measures.summary`, `rewards/<name>/mean` and
+        `reward_by_category/<category>`; with a checker `right_pictures`."""
+        summary = self.summary(arm)
+        names = ("reward", "above_original", "quality_score", "malformed", "failed", "success_rate")
+        values = {name: summary[name] for name in names} | {"right_pictures": summary["checker_accuracy"]}
+        values |= {f"rewards/{name}/mean": mean for name, mean in summary["rewards"].items()}
+        for category, indices in self.measures.groups("category").items():
+            totals = [total for total in arm.select(indices).totals(self.measures.weights) if total is not None]
+            values[f"reward_by_category/{category}"] = float(np.mean(totals)) if totals else None
+        return {name: value for name, value in values.items() if value is not None}
+
+    def save(self, path: Path, step: int, arm: Arm, metrics: dict[str, float]) -> None:
         """Writes the step's metrics and what became of each prompt as JSON."""
         kept = ("user_prompt", "category", "difficulty")
         rows = [
             {
                 **{name: row[name] for name in kept if name in row},
                 "rewrite": arm.prompts[i],
-                "malformed": malformed[i],
+                "malformed": arm.malformed[i],
                 "rewards": arm.rewards[i],
                 "original_rewards": self.original.rewards[i],
                 "right_pictures": arm.right[i],
+                "tokens": arm.tokens[i],
             }
             for i, row in enumerate(self.rows)
         ]
@@ -140,5 +143,6 @@ class Validation:
         rows = json.loads(path.read_text())["rows"] if path.is_file() else []
         if [row["user_prompt"] for row in rows] != [row["user_prompt"] for row in self.rows]:
             return None
-        columns = [[row[name] for row in rows] for name in ("rewrite", "rewards", "right_pictures")]
-        return Arm(columns[0], columns[1], [None] * len(rows), columns[2])
+        names = ("rewrite", "rewards", "right_pictures", "tokens", "malformed")
+        prompts, rewards, right, tokens, malformed = ([row[name] for row in rows] for name in names)
+        return Arm(prompts, rewards, [None] * len(rows), right, tokens, malformed)

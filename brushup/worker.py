@@ -11,6 +11,7 @@ from transformers.integrations import deepspeed as hf_deepspeed
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from brushup.config import RenderConfig, RewardConfig
+from brushup.originals import Originals
 from brushup.render import Renderer, RenderFailure
 from brushup.rewards import is_image_reward, label, load_reward
 
@@ -62,11 +63,13 @@ class LocalWorker:
     Args:
         renderer: draws the pictures.
         image_rewards: `(images, user_prompts, prompts) -> scores`, by name.
+        originals: where pictures of the users' own prompts are kept and looked up.
     """
 
-    def __init__(self, renderer: Renderer, image_rewards: dict[str, ImageReward]):
+    def __init__(self, renderer: Renderer, image_rewards: dict[str, ImageReward], originals: Originals | None = None):
         self.renderer = renderer
         self.image_rewards = image_rewards
+        self.originals = originals
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="render")
 
     def __str__(self) -> str:
@@ -94,7 +97,7 @@ class LocalWorker:
             are there if `return_images`.
         """
         unique = list(dict.fromkeys(jobs))
-        pictures = self.renderer.render([(job.prompt, job.seed) for job in unique])
+        pictures = self._draw(unique)
         prompts = list(dict.fromkeys(job.prompt for job in unique))
         tokens = dict(zip(prompts, self.renderer.count_tokens(prompts), strict=True))
         results = {
@@ -115,6 +118,19 @@ class LocalWorker:
                     results[job].scores[name] = score
         return [results[job] if return_images else replace(results[job], image=None) for job in jobs]
 
+    def _draw(self, jobs: list[RenderJob]) -> list[Image.Image | RenderFailure]:
+        if not self.originals:
+            return self.renderer.render([(job.prompt, job.seed) for job in jobs])
+        own = [job for job in jobs if job.prompt == job.user_prompt]
+        kept = {job: picture for job in own if (picture := self.originals.get(job.prompt, job.seed))}
+        missing = [job for job in jobs if job not in kept]
+        drawn = zip(missing, self.renderer.render([(job.prompt, job.seed) for job in missing]), strict=True)
+        for job, picture in drawn:
+            kept[job] = picture
+            if job in own and not isinstance(picture, RenderFailure):
+                self.originals.put(job.prompt, job.seed, picture)
+        return [kept[job] for job in jobs]
+
 
 def load_worker(render: RenderConfig, rewards: RewardConfig) -> LocalWorker:
     """The generator and the image rewards that `reward_funcs` names, in this process, whole on each rank."""
@@ -129,4 +145,5 @@ def load_worker(render: RenderConfig, rewards: RewardConfig) -> LocalWorker:
         }
     finally:
         hf_deepspeed._hf_deepspeed_config_weak_ref = zero3
-    return LocalWorker(renderer, image_rewards)
+    originals = Originals(render.originals_cache, render) if render.originals_cache else None
+    return LocalWorker(renderer, image_rewards, originals)

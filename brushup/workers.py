@@ -17,7 +17,7 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 
 from brushup.client import HttpWorker, check_deadlines, connect
-from brushup.config import PromptEnhancerConfig, RenderConfig
+from brushup.config import EvaluationConfig, PromptEnhancerConfig, RenderConfig
 from brushup.worker import LocalWorker, load_worker
 
 
@@ -25,7 +25,7 @@ SERVE = Path(__file__).parent.parent / "recipes" / "serve.py"
 START_TIMEOUT = 900  # seconds: a big generator may have to be downloaded
 
 
-def get_worker(render: RenderConfig, args: PromptEnhancerConfig) -> LocalWorker | HttpWorker:
+def get_worker(render: RenderConfig, args: PromptEnhancerConfig | EvaluationConfig) -> LocalWorker | HttpWorker:
     """The worker that the setting `worker` names; all ranks call it together.
 
     Raises:

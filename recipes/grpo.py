@@ -6,6 +6,7 @@ On a laptop, in about two and a half minutes (real models: recipes/qwen2vl_2b_sd
 
 Each YAML key is also a flag: `--max_steps 120 --reward_funcs clip keyword_retention --reward_weights 1.0 0.2`.
 `--dry_run true` loads everything, measures a step, says what the run will take, and ends.
+`--push_to_hub true --hub_model_id me/name` publishes what was trained (later: recipes/publish.py).
 It leaves in `output_dir`: the adapter (or model), checkpoints, `validation_<step>.json`, `results.json`,
 `completions/`, `images/`, `README.md`.
 """
@@ -21,14 +22,18 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_pt_utils import get_model_param_count
 from trl import ModelConfig, TrlParser
 
+from brushup.comparison import compare, results_table
 from brushup.config import DataConfig, PromptEnhancerConfig, RenderConfig
-from brushup.console import TrainingProgress, quiet_libraries
+from brushup.console import TrainingProgress, log_to_file, quiet_libraries, say
 from brushup.data import load_prompts, order_rows
 from brushup.dry_run import dry_run
-from brushup.evaluation import before_after_sheet, paired_difference, results_table, win_rate
+from brushup.evaluation import before_after_sheet
+from brushup.hub import open_repo, publish
 from brushup.interrupt import StopOnSignal, last_checkpoint
+from brushup.model_card import run_settings, write_model_card
 from brushup.policy import load_policy
 from brushup.rewards import resolve
+from brushup.tracking import Tracking, check_trackers
 from brushup.trainer import PromptEnhancerTrainer
 from brushup.training_check import ParametersMustChange
 from brushup.workers import get_worker
@@ -37,7 +42,8 @@ from brushup.workers import get_worker
 def main(data: DataConfig, render: RenderConfig, args: PromptEnhancerConfig, model: ModelConfig) -> None:
     start = time.time()
     state = PartialState()
-    say = print if state.is_main_process else lambda *words: None
+    if not args.dry_run:
+        log_to_file(Path(args.output_dir) / "train.log", secrets=[args.hub_token])
 
     # Data, rewards, checkpoint: names and rows are checked before any model is loaded.
     train_prompts = load_prompts(
@@ -49,10 +55,12 @@ def main(data: DataConfig, render: RenderConfig, args: PromptEnhancerConfig, mod
     validation_prompts = load_prompts(data.validation_prompts, "validation", data.prompt_column, data.skip_bad_rows)
     for name in (*args.reward_funcs, *([args.checker] if args.checker else [])):
         resolve(name)
+    check_trackers(args.report_to)
     checkpoint = args.resume_from_checkpoint
     if checkpoint == "true":
         checkpoint = last_checkpoint(args.output_dir)
         say(f"going on from {checkpoint}" if checkpoint else f"no checkpoint in {args.output_dir} yet: starting anew")
+    repo_id = open_repo(args)  # a wrong name or a missing right shows now, and not after hours
 
     # Worker: draws and scores, in this process or in a service
     worker = get_worker(render, args)
@@ -67,9 +75,11 @@ def main(data: DataConfig, render: RenderConfig, args: PromptEnhancerConfig, mod
         args=args,
         train_dataset=train_prompts,
         eval_dataset=validation_prompts,
-        callbacks=[TrainingProgress(), ParametersMustChange(), stop],
+        callbacks=[TrainingProgress(), ParametersMustChange()],
         **load_policy(model, args),
     )
+    trainer.add_callback(Tracking(trainer, data, render, model))
+    trainer.add_callback(stop)  # after those that ask for something at the end of a step
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)
     trainable = get_model_param_count(trainer.model, trainable_only=True)
@@ -92,6 +102,7 @@ def main(data: DataConfig, render: RenderConfig, args: PromptEnhancerConfig, mod
         )
         raise SystemExit(128 + stop.received)
     trainer.save_model(args.output_dir)
+    trainer.save_state()  # what was logged, for the report
 
     # Before and after
     if args.load_best_model_at_end and trainer.state.best_global_step:
@@ -103,34 +114,37 @@ def main(data: DataConfig, render: RenderConfig, args: PromptEnhancerConfig, mod
     untrained = trainer.arms.get(0) or trainer.validation.load(Path(checkpoint).parent / "validation_0.json")
     arms = {"original": trainer.validation.original, "untrained": untrained, "trained": trainer.arms[step]}
     arms = {name: arm for name, arm in arms.items() if arm}  # the untrained one is not known after every resume
-    results = {
-        "arms": {name: arm.summary() for name, arm in arms.items()},
+    results = compare(arms, trainer.validation.measures) | {
         "validation": {step: arm.mean_rewards() for step, arm in sorted(trainer.arms.items())},
         "seconds": round(time.time() - start, 1),
         "images_drawn": sum(gather_object([worker.images_drawn])),
+        "settings": run_settings(data, render, args, model, len(train_prompts), len(validation_prompts), step),
     }
-    if untrained:
-        weights = trainer.validation.weights
-        results["trained_minus_untrained"] = {
-            name: paired_difference(arms["trained"], untrained, name) for name in weights
-        }
-        results["win_rate"] = win_rate(arms["trained"], untrained, weights)
     if state.is_main_process:
         output = Path(args.output_dir)
         (output / "results.json").write_text(json.dumps(results, indent=2) + "\n")
         (output / "images").mkdir(exist_ok=True)
         before_after_sheet(arms["original"], arms["trained"]).save(output / "images" / "before_after.png")
-        trainer.create_model_card(model_name=output.name)
-    say(f"\nOn {len(validation_prompts)} held-out prompts, the same seeds for each line:\n\n{results_table(arms)}\n")
+        write_model_card(output, repo_id)
+    table = results_table(results["arms"])
+    say(f"\nOn {len(validation_prompts)} held-out prompts, the same seeds for each line:\n\n{table}\n")
     for name, gain in results.get("trained_minus_untrained", {}).items():
-        low, high = gain["ci95"]
-        say(f"trained - untrained {name}: {gain['mean']:+.3f} (95 % interval {low:+.3f} to {high:+.3f})")
+        if gain["ci95"]:
+            low, high = gain["ci95"]
+            say(f"trained - untrained {name}: {gain['mean']:+.3f} (95 % interval {low:+.3f} to {high:+.3f})")
     if untrained:
         say(f"trained beats untrained on {results['win_rate']:.0%} of the prompts")
     say(f"{results['images_drawn']:,} pictures, {results['seconds']:.0f} s; saved to {args.output_dir}")
-    if args.push_to_hub:
-        trainer.push_to_hub(commit_message="Trained with Brushup")
     trainer.end()
+    if repo_id and state.is_main_process:
+        try:
+            say(f"pushed to {publish(args.output_dir, repo_id)}")
+        except Exception as error:
+            say(
+                f"not pushed: {error}\nThe run is whole, in {args.output_dir}. Once that is settled:\n"
+                f"    python recipes/publish.py --output_dir {args.output_dir} --hub_model_id {repo_id}"
+            )
+            raise SystemExit(1) from error
 
 
 if __name__ == "__main__":

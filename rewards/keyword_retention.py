@@ -2,7 +2,8 @@
 
 A keyword is a word of the user's prompt that is not a function word; a prompt without keywords scores 1. Words are
 compared in lower case, and as the same if they differ only in a plural ending. It guards against a policy that drops
-the subject; it also punishes good synonyms, so give it a small weight.
+the subject; it also punishes good synonyms, so give it a small weight. A translation can't be compared word by word:
+when the rewrite is all in Latin letters, only such keywords (and numbers) count.
 """
 
 import re
@@ -29,12 +30,18 @@ def stem(word: str) -> str:
     return word[:-1] if len(word) > 3 and word.endswith("s") and not word.endswith(("ss", "us")) else word
 
 
+def is_latin(word: str) -> bool:
+    """Whether all letters of `word` are Latin ones, accents included."""
+    return all(letter <= "\u024f" or not letter.isalpha() for letter in word)
+
+
 def retained_share(user_prompt: str, rewrite: str) -> float:
     """The share, 0..1, of the keywords of `user_prompt` that `rewrite` has."""
     keywords = {stem(word) for word in words(user_prompt) if word not in FUNCTION_WORDS}
-    if not keywords:
-        return 1.0
-    return len(keywords & {stem(word) for word in words(rewrite)}) / len(keywords)
+    written = {stem(word) for word in words(rewrite)}
+    if written and all(map(is_latin, written)):
+        keywords = set(filter(is_latin, keywords))
+    return len(keywords & written) / len(keywords) if keywords else 1.0
 
 
 def keyword_retention(completions: list[list[dict]], user_prompt: list[str], **columns: object) -> list[float]:

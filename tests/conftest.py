@@ -63,3 +63,18 @@ def text_policy(tmp_path_factory) -> str:
     del settings["processor_class"]  # it came with a processor for pictures
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     return str(folder)
+
+
+@pytest.fixture(scope="module")  # while it is open, no other event loop can run in this thread
+def browser():
+    """Debian's Chromium, or the one that CHROMIUM names, without a window; tests are skipped where there is none."""
+    playwright = pytest.importorskip("playwright.sync_api")
+    path = os.environ.get("CHROMIUM", "/usr/bin/chromium")
+    if not Path(path).exists():
+        pytest.skip(f"there is no browser at {path}: apt-get install chromium")
+    quiet = ("background-networking", "component-update", "sync", "quic", "gpu")
+    flags = ["--no-sandbox", "--no-first-run", *(f"--disable-{name}" for name in quiet)]
+    with playwright.sync_playwright() as session:
+        browser = session.chromium.launch(executable_path=path, args=flags)
+        yield browser
+        browser.close()

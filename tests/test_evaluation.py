@@ -1,21 +1,24 @@
 import numpy as np
 import pytest
 
-from brushup.evaluation import Arm, evaluate_prompts, paired_difference, results_table, win_rate
+from brushup.comparison import Measures, paired_difference, results_table, win_rate
+from brushup.evaluation import Arm, evaluate_prompts
 from brushup.rewards import load_reward
 from brushup.tiny_world import canonical_caption, check_pictures
 
 
-def arm(*scores):
+def arm(*scores, prompts=None, tokens=None):
     nothing = [None] * len(scores)
-    return Arm(["p"] * len(scores), [None if s is None else {"clip": s} for s in scores], nothing, nothing)
+    rewards = [None if score is None else {"clip": score} for score in scores]
+    prompts, tokens = prompts or ["p"] * len(scores), tokens or [{}] * len(scores)
+    return Arm(prompts, rewards, nothing, nothing, tokens, [False] * len(scores))
 
 
 def test_paired_difference_leaves_failed_pairs_out():
-    before, after = arm(0.1, 0.2, 0.3, None, 0.5), arm(0.3, 0.5, 0.4, 0.9, None)
-    gain = paired_difference(after, before, "clip")
+    gain = paired_difference([0.3, 0.5, 0.4, 0.9, None], [0.1, 0.2, 0.3, None, 0.5])
     assert gain["mean"] == pytest.approx(0.2)
     assert 0.1 <= gain["ci95"][0] < 0.2 < gain["ci95"][1] <= 0.3
+    assert paired_difference([0.3, None], [0.1, 0.2]) == {"mean": None, "ci95": None}  # one pair has no spread
 
 
 def test_the_interval_holds_the_true_difference_in_about_95_of_100_trials():
@@ -23,16 +26,42 @@ def test_the_interval_holds_the_true_difference_in_about_95_of_100_trials():
     held = 0
     for trial in range(100):
         differences = rng.normal(0.3, 1.0, 80)
-        low, high = paired_difference(arm(*differences), arm(*[0.0] * 80), "clip", seed=trial)["ci95"]
+        low, high = paired_difference(differences, [0.0] * 80, seed=trial)["ci95"]
         held += low <= 0.3 <= high
     assert 88 <= held <= 100
 
 
-def test_win_rate_counts_ties_half_and_uses_the_weights():
-    before = Arm(["p"] * 3, [{"a": 1.0, "b": 0.0}, {"a": 0.0, "b": 0.0}, None], [None] * 3, [None] * 3)
-    after = Arm(["p"] * 3, [{"a": 0.5, "b": 9.0}, {"a": 0.0, "b": 5.0}, {"a": 1.0, "b": 0.0}], [None] * 3, [None] * 3)
-    assert win_rate(after, before, {"a": 1.0, "b": 0.0}) == 0.25
-    assert win_rate(after, before, {"a": 1.0, "b": 0.1}) == 1.0
+def test_win_rate_counts_ties_half():
+    assert win_rate([0.5, 0.0, 0.3, None], [0.1, 0.0, 0.4, 0.2]) == 0.5
+    assert win_rate([None], [0.1]) is None
+
+
+def test_differences_use_the_weights():
+    empty = [[None] * 2, [None] * 2, [{}] * 2, [False] * 2]
+    before = Arm(["p"] * 2, [{"a": 1.0, "b": 0.0}, {"a": 0.0, "b": 0.0}], *empty)
+    after = Arm(["p"] * 2, [{"a": 0.5, "b": 9.0}, {"a": 0.0, "b": 5.0}], *empty)
+    rows = [{"user_prompt": "p"}] * 2
+    monitored = Measures(rows, {"a": 1.0, "b": 0.0}, None, {}).differences(after, before)
+    assert monitored["win_rate"] == 0.25 and monitored["reward"]["mean"] == -0.25 and monitored["b"]["mean"] == 7.0
+    assert Measures(rows, {"a": 1.0, "b": 0.1}, None, {}).differences(after, before)["win_rate"] == 1.0
+
+
+def test_a_summary():
+    rows = [{"user_prompt": "a cat", "category": c, "difficulty": d} for c, d in (("x", "hard"), ("y", "easy")) * 2]
+    measures = Measures(rows, {"clip": 1.0}, success_threshold=0.5, token_limits={"clip": 77})
+    original = arm(0.4, 0.4, 0.4, 0.4)
+    after = arm(0.6, 0.4, 0.3, None, prompts=["a cat"] * 4, tokens=[{"clip": 78}, {"clip": 77}, {"clip": 10}, {}])
+    summary = measures.summary(after, original)
+    assert summary["reward"] == summary["rewards"]["clip"] == pytest.approx(1.3 / 3)
+    assert summary["success_rate"] == pytest.approx(1 / 3) and summary["above_original"] == 0.5
+    assert summary["tokens"]["clip"] == {"mean": 55.0, "share_cut": pytest.approx(1 / 3), "limit": 77}
+    assert (summary["n"], summary["failed"], summary["checker_accuracy"]) == (3, 0.25, None)
+    assert measures.groups("category") == {"x": [0, 2], "y": [1, 3]}
+    assert list(measures.groups("difficulty")) == ["easy", "hard"]
+    of_x = measures.select([0, 2]).summary(after.select([0, 2]), original.select([0, 2]))
+    assert of_x["reward"] == pytest.approx(0.45) and of_x["n"] == 2
+    nothing = measures.select([3]).summary(after.select([3]), original.select([3]))
+    assert nothing["n"] == 0 and nothing["reward"] is None and nothing["rewards"] == {}
 
 
 def test_an_arm_on_the_tiny_world(worker, validation_rows):
@@ -47,11 +76,17 @@ def test_an_arm_on_the_tiny_world(worker, validation_rows):
             "canonical": [canonical_caption(row["scene"]) for row in rows],
         }.items()
     }
-    assert arms["original"].summary()["rewards"]["keyword_retention"] == 1.0
+    measures = Measures(rows, {"clip": 1.0, "keyword_retention": 0.0}, None, worker.token_limits)
+    summaries = {name: measures.summary(arm, arms["original"]) for name, arm in arms.items()}
+    assert summaries["original"]["rewards"]["keyword_retention"] == 1.0
+    assert summaries["canonical"]["above_original"] > 0.7 > summaries["original"]["above_original"] == 0.5
+    assert (
+        8 < summaries["canonical"]["tokens"]["clip"]["mean"] < 32 == summaries["canonical"]["tokens"]["clip"]["limit"]
+    )
     assert arms["canonical"].mean_rewards()["clip"] > arms["original"].mean_rewards()["clip"] + 0.3
     assert set(arms["canonical"].right) <= {0.0, 0.5, 1.0} and len(arms["canonical"].right) == 12
-    assert arms["canonical"].summary()["checker_accuracy"] > 0.8
-    lines = results_table(arms).splitlines()
+    assert summaries["canonical"]["checker_accuracy"] > 0.8
+    lines = results_table(summaries).splitlines()
     assert "right pictures" in lines[0] and len({len(line) for line in lines}) == 1
 
 

@@ -76,7 +76,8 @@ def test_the_recipe_on_two_processes(name, tmp_path, worker, validation_rows):
     asked = [row["user_prompt"] for row in rows]
     before = json.loads((out / "validation_0.json").read_text())["rows"]
     assert [row["user_prompt"] for row in before] == asked
-    assert [row["rewrite"] for row in before] == [one.prompt for one in enhancer.enhance(asked, max_new_tokens=32, temperature=0)]
+    alone = enhancer.enhance(asked, max_new_tokens=32, temperature=0)
+    assert [row["rewrite"] for row in before] == [one.prompt for one in alone]
     jobs = [RenderJob(prompt, prompt, paired_seeds(0, "validation", prompt, 1)[0]) for prompt in asked]
     alone = [result.scores["clip"] for result in worker.score(jobs)]
     assert [row["original_rewards"]["clip"] for row in before] == pytest.approx(alone, abs=1e-3)

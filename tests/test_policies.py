@@ -294,7 +294,11 @@ def test_an_adapter_that_does_not_fit_its_base_model(adapters, tmp_path):
         (POLICY, {"load_in_4bit": True}, "set use_peft: true"),
         (POLICY, {"load_in_8bit": True}, "set use_peft: true"),
         (POLICY, {"load_in_4bit": True, "use_peft": True, "dtype": "auto"}, "set dtype: bfloat16"),
-        ("runs/no/such", {}, "model_name_or_path: 'runs/no/such' is no folder here and no model on the Hub"),
+        (
+            "runs/no/such",
+            {},
+            "model_name_or_path: 'runs/no/such' is no folder here with a model, and no model on the Hub",
+        ),
     ],
 )
 def test_settings_that_cannot_work_are_named(path, model, says, tmp_path):

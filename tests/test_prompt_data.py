@@ -1,5 +1,6 @@
 import json
 import re
+import unicodedata
 from collections import Counter, defaultdict
 from pathlib import Path
 
@@ -10,9 +11,11 @@ DATA = Path(__file__).parents[1] / "data"
 AT_LEAST = {"train": 1000, "validation": 200, "challenging": 200}
 PER_CATEGORY = {"train": 75, "validation": 15, "challenging": 10}
 CATEGORIES = ["basic", "color", "material", "counting", "spatial", "contradiction", "abstract", "text", "style"]
-CATEGORIES += ["people", "places", "action", "composition"]
+CATEGORIES += ["people", "places", "action", "composition", "korean"]
 DIFFICULTIES = ["easy", "medium", "hard"]
 LITTLE_WORDS = set("a an the of on in at to with and is are that it its by for from as".split())
+HANGUL = re.compile("[가-힣]")
+PLEASE = re.compile(r"(그려|만들어|보여|부탁|놓아|적어)\s*(줘|주세요|드려요|해요)")
 each_file = pytest.mark.parametrize("name", AT_LEAST)
 
 
@@ -33,10 +36,20 @@ def words(prompt):
     return [word for word in re.findall(r"\w+", prompt.lower()) if word not in ("a", "an", "the")]
 
 
-def near_duplicates(texts, limit=0.8):
-    """Pairs of prompts with a Jaccard index of their content words of at least `limit`."""
+def content_words(prompt):
     # A prompt of little words only would have no content: it keeps them.
-    sets = [set(words(text)) - LITTLE_WORDS or set(words(text)) for text in texts]
+    return set(words(prompt)) - LITTLE_WORDS or set(words(prompt))
+
+
+def syllable_pairs(prompt):
+    """Neighbouring syllables across spaces: Korean words change their endings, and users their spacing."""
+    syllables = "".join(words(PLEASE.sub("", prompt)))
+    return {syllables[i : i + 2] for i in range(max(1, len(syllables) - 1))}
+
+
+def near_duplicates(texts, content=content_words, limit=0.8):
+    """Pairs of prompts with a Jaccard index of their `content` (a set each) of at least `limit`."""
+    sets = [content(text) for text in texts]
     holders, pairs = defaultdict(list), []
     for i, mine in enumerate(sets):
         for j, shared in Counter(j for word in mine for j in holders[word]).items():
@@ -81,6 +94,29 @@ def test_categories_and_difficulties_are_the_documented_ones(name):
 def test_every_category_has_enough_prompts(name):
     counts = Counter(row["category"] for row in load(name))
     assert {category: counts[category] for category in CATEGORIES if counts[category] < PER_CATEGORY[name]} == {}
+
+
+@each_file
+def test_korean_prompts_are_mostly_hangul_and_all_others_have_none(name):
+    for row in load(name):
+        prompt = row["user_prompt"]
+        letters = [letter for letter in prompt if letter.isalpha()]
+        share = len(HANGUL.findall(prompt)) / max(1, len(letters))
+        assert share > 0.5 if row["category"] == "korean" else share == 0, row
+        assert unicodedata.is_normalized("NFC", prompt), f"{prompt}: syllables in pieces"
+
+
+@each_file
+def test_no_korean_prompt_is_easy_for_a_generator_that_learnt_english(name):
+    counts = Counter(row["difficulty"] for row in load(name) if row["category"] == "korean")
+    assert counts["easy"] == 0
+    assert counts["hard"] >= counts["medium"] > 0
+
+
+def test_korean_prompts_mostly_do_without_a_polite_ending_but_some_have_one():
+    korean = [row["user_prompt"] for row in load("train") if row["category"] == "korean"]
+    polite = sum(bool(re.search(r"(줘|주세요|요|어\?)$", prompt)) for prompt in korean)
+    assert 0.1 * len(korean) <= polite <= 0.5 * len(korean)
 
 
 @pytest.mark.parametrize("name", ["train", "validation"])
@@ -129,6 +165,13 @@ def test_no_two_prompts_share_four_fifths_of_their_content_words():
     assert near_duplicates(prompts(*AT_LEAST)) == []
 
 
+def test_no_two_korean_prompts_share_half_of_their_syllable_pairs():
+    planted = ["빨간 모자를 쓴 고양이 그려줘", "빨간모자 쓴 고양이가", "빨간 모자를 쓴 강아지"]
+    assert near_duplicates(planted, syllable_pairs, 0.5) == [tuple(planted[:2])]
+    korean = [prompt for prompt in prompts(*AT_LEAST) if HANGUL.search(prompt)]
+    assert near_duplicates(korean, syllable_pairs, 0.5) == []
+
+
 @each_file
 def test_prompts_have_1_to_40_words_and_mostly_2_to_15(name):
     lengths = [len(prompt.split()) for prompt in prompts(name)]
@@ -140,6 +183,7 @@ def test_prompts_have_1_to_40_words_and_mostly_2_to_15(name):
 def test_prompts_are_what_users_type_and_not_enhanced_ones(name):
     boosters = (
         r"\b(4k|8k|uhd|hdr|(highly|ultra|hyper)[ -]?(detailed|realistic)|masterpiece|trending|award[ -]winning)\b"
+        r"|[48]k|고화질|고해상도|고퀄|걸작|디테일|실사급"  # no \b: Korean endings follow without a space
     )
     assert [prompt for prompt in prompts(name) if re.search(boosters, prompt.lower())] == []
 
@@ -151,7 +195,9 @@ def test_prompts_name_no_brands_or_artists(name):
     )
     brands += "|polaroid|frisbee|rubik|starbucks|iphone|google|tesla"
     artists = "picasso|van gogh|monet|dal[ií]|escher|banksy|warhol|hokusai|klimt|mondrian|rembrandt|kahlo|artstation"
-    named = re.compile(rf"\b({brands}|{artists})\b")
+    korean = "레고|디즈니|픽사|지브리|뽀로로|포켓몬|닌텐도|콜라|나이키|아이폰|삼성|카카오|카톡|네이버|스타벅스|테슬라"
+    korean += "|포스트잇|초코파이|피카소|고흐|워홀|클림트|김홍도|신윤복|이중섭|박수근|백남준"
+    named = re.compile(rf"\b({brands}|{artists})\b|{korean}")
     assert [prompt for prompt in prompts(name) if named.search(prompt.lower())] == []
 
 

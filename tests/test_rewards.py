@@ -114,6 +114,11 @@ def test_clip_takes_a_checkpoint_file_and_refuses_random_weights(tmp_path):
         ("draw me a picture of the", "anything", 1.0),
         ("보라색 토끼", "당근을 먹는 보라색 토끼", 1.0),
         ("a cat", "", 0.0),
+        ("보라색 토끼", "a purple rabbit", 1.0),  # a translation has no word in common
+        ("보라색 토끼", "a purple 토끼", 0.5),
+        ("보라색 토끼", "고양이", 0.0),
+        ("간판에 COFFEE 만", "a sign", 0.0),
+        ("간판에 COFFEE 만", "a sign that reads COFFEE", 1.0),
     ],
 )
 def test_keyword_retention(asked, rewrite, share):

@@ -121,7 +121,8 @@ def test_a_validation_can_be_read_again(tmp_path):
     trainer = trainer_with_validation(tmp_path, ValidationWorker([0.4]))
     trainer.evaluate()
     again = trainer.validation.load(tmp_path / "validation_0.json")
-    assert again.summary() == trainer.arms[0].summary() and again.prompts == trainer.arms[0].prompts
+    summary = trainer.validation.summary
+    assert summary(again) == summary(trainer.arms[0]) and again.prompts == trainer.arms[0].prompts
     trainer.validation.rows = trainer.validation.rows[:2]
     assert trainer.validation.load(tmp_path / "validation_0.json") is None  # of other prompts
     assert trainer.validation.load(tmp_path / "validation_9.json") is None
