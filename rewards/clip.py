@@ -3,7 +3,8 @@
 Source: CLIPScore, Hessel et al. 2021 (arXiv 2104.08718), here without its factor 2.5: max(cosine, 0). Trained CLIP
 models give 0.15 to 0.35 for real pictures; GRPO looks at differences within a group, so the scale does not matter.
 Default model: OpenAI's ViT-L/14 (MIT licence, 428M parameters, about 1.7 GB in float32). CLIP reads 77 tokens and is
-nearly blind to spatial relations.
+nearly blind to spatial relations. It also reads English only: for prompts in other languages name a multilingual model,
+such as xlm-roberta-large-ViT-H-14 (MIT licence, 1.2B parameters).
 """
 
 from typing import Any
@@ -20,7 +21,7 @@ class ClipReward:
     Args:
         model_name: an OpenCLIP architecture ("ViT-L-14"), or `hf-hub:org/name`, or `local-dir:path/to/folder`.
         pretrained: for an architecture: a tag of OpenCLIP ("openai") or a checkpoint file.
-        precision: OpenCLIP's: "fp32", "fp16", "bf16".
+        precision: OpenCLIP's: "fp32", "fp16", "bf16"; "pure_bf16" for models with a text encoder of Hugging Face.
         device: default cuda, else mps, else cpu.
         batch_size: pictures encoded at once.
 
@@ -45,7 +46,7 @@ class ClipReward:
             model_name, pretrained=None if has_schema else pretrained, precision=precision, device=self.device
         )
         self.model.eval()
-        self.dtype = open_clip.get_cast_dtype(precision)
+        self.dtype = open_clip.get_input_dtype(precision)
         self.tokenizer = open_clip.get_tokenizer(model_name)
 
     @torch.inference_mode()

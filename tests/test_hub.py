@@ -53,7 +53,8 @@ def write_results(folder, **more) -> None:
         for name, clip, right in (("original", 0.18, 0.015), ("untrained", 0.42, 0.35), ("trained", 0.81, 0.95))
     }
     gains = {"clip": {"mean": 0.39, "ci95": [0.34, 0.43]}, "length": {"mean": 0.01, "ci95": [-0.02, 0.03]}}
-    results = {"arms": arms, "trained_minus_untrained": gains, "win_rate": 0.875, "settings": settings(), **more}
+    differences = {"trained - untrained": gains | {"win_rate": 0.875}}
+    results = {"arms": arms, "differences": differences, "settings": settings(), **more}
     (folder / "results.json").write_text(json.dumps(results))
 
 

@@ -89,6 +89,14 @@ def test_clip_does_not_look_at_the_rewrite(clip):
     )
 
 
+@pytest.mark.parametrize("precision", ["bf16", "pure_bf16"])
+def test_clip_in_half_precision(clip, precision):
+    scene = world.all_scenes()[0]
+    pictures, texts = [world.draw_scene(scene, random.Random(1))] * 2, [world.canonical_caption(scene), "a blue cross"]
+    half = load_reward("clip", model_name=f"local-dir:{TINY_WORLD / 'scorer'}", precision=precision, device="cpu")
+    assert half(pictures, texts, texts) == pytest.approx(clip(pictures, texts, texts), abs=0.02)
+
+
 def test_clip_takes_a_checkpoint_file_and_refuses_random_weights(tmp_path):
     small = {"embed_dim": 16, "vision_cfg": {"image_size": 32, "patch_size": 16, "width": 32, "layers": 1}}
     small["vision_cfg"]["head_width"] = 16
