@@ -280,8 +280,9 @@ FLOURISHES = ("highly detailed", "4k", "best quality", "sharp focus", "digital a
 def mixed_rewrite(scene: dict[str, str], user_words: dict[str, str | None], rng: random.Random) -> str:
     """An answer of mixed quality: a quarter good, half sloppy, a quarter wrong; one in ten wrapped in chatter.
 
-    A good answer is the canonical caption. A sloppy one keeps the user's own words, of which the generator knows few,
-    or leaves out again what the user left out. A wrong one is a canonical caption with one or two words exchanged.
+    A good answer is the canonical caption. A sloppy one keeps the user's own words, of which the generator knows few
+    (of Korean ones about half), or leaves out again what the user left out. A wrong one is a canonical caption with
+    one or two words exchanged.
     """
     quality = rng.choices(("good", "sloppy", "wrong"), (0.25, 0.5, 0.25))[0]
     if quality == "good":
@@ -294,7 +295,8 @@ def mixed_rewrite(scene: dict[str, str], user_words: dict[str, str | None], rng:
             changed = {}
         answer = world.canonical_caption(scene | changed)
     else:
-        kept = {name: word if word else scene[name] for name, word in user_words.items()}
+        translated = {name: word and not word.isascii() and rng.random() < 0.5 for name, word in user_words.items()}
+        kept = {name: word if word and not translated[name] else scene[name] for name, word in user_words.items()}
         answer = world.canonical_caption(kept)
         if user_words["background"] is None and rng.random() < 0.7:
             answer = answer.split(" on a")[0]

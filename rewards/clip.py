@@ -3,7 +3,7 @@
 Source: CLIPScore, Hessel et al. 2021 (arXiv 2104.08718), here without its factor 2.5: max(cosine, 0). Trained CLIP
 models give 0.15 to 0.35 for real pictures; GRPO looks at differences within a group, so the scale does not matter.
 Default model: OpenAI's ViT-L/14 (MIT licence, 428M parameters, about 1.7 GB in float32). CLIP reads 77 tokens and is
-nearly blind to spatial relations. It also reads English only: for prompts in other languages name a multilingual model,
+nearly blind to spatial relations, and reads English only: for prompts in other languages name a multilingual model,
 such as xlm-roberta-large-ViT-H-14 (MIT licence, 1.2B parameters).
 """
 

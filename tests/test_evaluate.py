@@ -4,12 +4,11 @@ import json
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 from conftest import REPOSITORY, TINY_WORLD
-from launching import ENVIRONMENT, free_port
+from launching import ENVIRONMENT
 from peft import LoraConfig, get_peft_model
 from transformers import Qwen2VLForConditionalGeneration
 
@@ -167,26 +166,3 @@ def test_curves_of_a_training_run(tmp_path):
 )
 def test_a_verdict_says_no_more_than_the_interval_shows(ci95, said):
     assert verdict("a - b", {"clip": {"mean": 0.2, "ci95": ci95}, "win_rate": 0.5}).split(": ")[1].startswith(said)
-
-
-@pytest.mark.slow
-def test_with_the_service(evaluated, tmp_path):
-    """The same scores as with the local worker; the service need not be told of text rewards."""
-    port = free_port()
-    serve = [sys.executable, "recipes/serve.py", "--config", "recipes/tiny_cpu.yaml", "--port", str(port)]
-    with (tmp_path / "serve.log").open("w") as log:
-        service = subprocess.Popen(serve, cwd=REPOSITORY, env=ENVIRONMENT, stdout=log, stderr=log)
-    try:
-        folder, (wanted, _), _ = evaluated
-        done = evaluate(
-            *("--adapter", str(folder / "left"), str(folder / "right"), "--output_dir", str(tmp_path)),
-            *("--validation_prompts", str(folder / "prompts.jsonl"), "--validation_images_per_prompt", "2"),
-            *("--eval_reward_funcs", "keyword_retention", "--worker", f"http://127.0.0.1:{port}"),
-        )
-        assert done.returncode == 0, done.stderr[-3000:] + Path(log.name).read_text()[-2000:]
-    finally:
-        service.terminate()
-        service.wait(30)
-    arms = json.loads((tmp_path / "results.json").read_text())["arms"]
-    for name, arm in wanted["arms"].items():
-        assert arms[name]["rewards"] == pytest.approx(arm["rewards"], abs=1e-3)

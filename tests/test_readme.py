@@ -62,7 +62,7 @@ def test_no_command_is_forgotten():
     """Each is run below, or is the test line itself."""
     source = Path(__file__).read_text()
     for command in commands(README):
-        parts = [part for part in re.findall(r'find\("([^"]+)"\)', source) if part in command]
+        parts = [part for part in re.findall(r"""find\(["']([^"']+)["']\)""", source) if part in command]
         assert parts or "pytest" in command, command
 
 
@@ -110,8 +110,9 @@ def start(command: str, folder: Path, ready: str) -> tuple[subprocess.Popen, str
 
 
 def end(server: subprocess.Popen) -> None:
-    os.killpg(server.pid, signal.SIGINT)  # Ctrl-C
-    server.wait(30)
+    if server.poll() is None:
+        os.killpg(server.pid, signal.SIGINT)  # Ctrl-C
+        server.wait(30)
 
 
 @pytest.fixture(scope="module")
@@ -136,15 +137,33 @@ def test_the_tiny_run_makes_better_pictures(trained):
     assert len(korean) >= 40 and sum(rewrite.isascii() for rewrite in korean) >= 0.9 * len(korean)
 
 
-@pytest.mark.slow
-def test_evaluating(trained, clone):
+@pytest.fixture(scope="module")
+def evaluated(trained, clone) -> dict:
     run(find("recipes/evaluate.py"), clone, HOME=str(clone))
-    results = json.loads((trained / "results.json").read_text())
+    return json.loads((trained / "results.json").read_text())
+
+
+@pytest.mark.slow
+def test_evaluating(trained, evaluated):
+    results = evaluated
     assert list(results["arms"]) == ["original", "static", "untrained", "trained"] and results["validation"]
     for arm in ("original", "static", "untrained"):
         assert results["differences"][f"trained - {arm}"]["clip"]["ci95"][0] > 0
     page = (trained / "report.html").read_text()
     assert "<polyline" in page and page.count("<article") >= 4 * 6  # the training's curve; examples of each category
+
+
+@pytest.mark.slow
+def test_evaluating_with_the_service(evaluated, clone):
+    """The same scores, drawn and scored elsewhere."""
+    server, url = start(find("recipes/serve.py"), clone, r"ready: --worker (\S+)")
+    try:
+        run(f"{find('recipes/evaluate.py')} --worker {url} --adapter runs/tiny_cpu --output_dir runs/service", clone)
+    finally:
+        end(server)
+    arms = json.loads((clone / "runs" / "service" / "results.json").read_text())["arms"]
+    for name, arm in evaluated["arms"].items():
+        assert arms[name]["rewards"] == pytest.approx(arm["rewards"], abs=2e-3)
 
 
 @pytest.mark.slow
@@ -186,15 +205,6 @@ def test_publishing(trained, clone, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_service(trained, clone):
-    server, url = start(find("recipes/serve.py"), clone, r"ready: --worker (\S+)")
-    try:
-        run(f"{find('--dry_run')} --worker {url}", clone)
-    finally:
-        end(server)
-
-
-@pytest.mark.slow
 def test_a_dry_run_leaves_the_run_alone(trained, clone):
     before = (trained / "results.json").read_text()
     printed = run(find("--dry_run"), clone).stdout
@@ -205,5 +215,5 @@ def test_a_dry_run_leaves_the_run_alone(trained, clone):
 def test_a_reward_of_ones_own(clone):
     (example,) = [snippet for snippet in snippets(README) if "my_rewards.py" in snippet]
     (clone / "my_rewards.py").write_text(example)
-    run(f"{find('my_rewards.py:Redness')} --max_steps 1 --output_dir runs/own --eval_strategy no", clone)
+    run(f"{find('my_rewards.py:Redness')} --max_steps 1 --output_dir runs/own", clone)
     assert "Redness" in json.loads((clone / "runs" / "own" / "results.json").read_text())["arms"]["trained"]["rewards"]
