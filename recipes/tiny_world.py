@@ -490,7 +490,7 @@ Made by `python recipes/tiny_world.py --output data/tiny_world --seed {seed}`; n
 
 - `policy/`: a `Qwen2VLForConditionalGeneration`, fine-tuned on rewrites of mixed quality.
 - `generator/`: a `StableDiffusion3Pipeline` without T5 that draws 32x32 pictures and knows one caption style.
-- `scorer/`: an OpenCLIP model that understands that style and users' words.
+- `scorer/`: an OpenCLIP model that understands that style and users' words, English and Korean.
 - `train.jsonl`, `validation.jsonl`: users' prompts. Validation asks only for pairs of colour and shape that neither a
   training prompt nor a rewrite that the policy was fine-tuned on names.
 
