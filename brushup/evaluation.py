@@ -95,7 +95,7 @@ def evaluate_prompts(
     try:
         results = worker.submit(jobs, return_images=True).result() if jobs else []
         by_row = [results[start : start + images_per_prompt] for start in range(0, len(results), images_per_prompt)]
-        scores = _text_scores(text_rewards, prompts, rows, [some[0].tokens for some in by_row])
+        scores = text_scores(text_rewards, prompts, rows, [some[0].tokens for some in by_row])
         right = [_share_right(some, row, checker) for some, row in zip(by_row, rows, strict=True)]
     except Exception as error:
         by_row = [[RenderResult(error=f"{type(error).__name__}: {error}")]] * len(rows)
@@ -130,10 +130,15 @@ def _thumbnail(image: Image.Image | None) -> Image.Image | None:
     return image
 
 
-def _text_scores(
+def text_scores(
     rewards: dict[str, Callable], prompts: Sequence[str], rows: Sequence[dict], tokens: list[dict[str, int]]
 ) -> list[dict[str, float | None]]:
-    """The text rewards of each row, by name."""
+    """The text rewards of each row, by name: of `prompts`, as answers to the rows' `user_prompt`.
+
+    Args:
+        rows: as for `evaluate_prompts`; all columns reach the rewards.
+        tokens: the length of each prompt for each tokenizer of the generator.
+    """
     columns = {name: [row[name] for row in rows] for name in (rows[0] if rows else ())}
     columns |= {
         "prompts": columns.pop("prompt", []),

@@ -21,6 +21,9 @@ class Originals:
     Args:
         folder: where they are kept; each generator with its settings has a folder of its own in it.
         render: the generator, already loaded (and so downloaded), and its settings.
+
+    Raises:
+        ValueError: which weights the generator has can't be told.
     """
 
     def __init__(self, folder: str | Path, render: RenderConfig):
@@ -38,8 +41,14 @@ class Originals:
             files = sorted(Path(render.generator).rglob("*"))
             stats = [(str(file.relative_to(render.generator)), file.stat()) for file in files if file.is_file()]
             return [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
-        revision = render.generator_init_kwargs.get("revision")
-        return Path(try_to_load_from_cache(render.generator, "model_index.json", revision=revision)).parent.name
+        where = {name: render.generator_init_kwargs.get(name) for name in ("cache_dir", "revision")}
+        index = try_to_load_from_cache(render.generator, "model_index.json", **where)
+        if not isinstance(index, str):
+            raise ValueError(
+                f"originals_cache: which version of {render.generator} was loaded can't be told from the Hub's cache; "
+                "leave originals_cache out, or name the generator's folder"
+            )
+        return Path(index).parent.name
 
     def _file(self, prompt: str, seed: int) -> Path:
         return self.folder / f"{hashlib.sha256(f'{seed}|{prompt}'.encode()).hexdigest()[:32]}.png"

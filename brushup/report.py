@@ -78,7 +78,7 @@ def verdict(name: str, gains: dict[str, Any]) -> str:
     shows = "better" if low > 0 else "worse" if high < 0 else "no difference shown"
     return (
         f"{name}: {shows}, reward {gain['mean']:+.3f} (95 % interval {low:+.3f} to {high:+.3f}), wins on "
-        f"{gains['win_rate']:.0%} of the prompts"
+        f"{gains['win_rate']:.1%} of the prompts"
     )
 
 

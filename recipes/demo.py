@@ -36,7 +36,7 @@ from brushup.config import RenderConfig, RewardConfig
 from brushup.console import quiet_libraries
 from brushup.data import load_prompts, order_rows
 from brushup.enhancer import Enhancement, PromptEnhancer
-from brushup.evaluation import load_text_rewards
+from brushup.evaluation import load_text_rewards, text_scores
 from brushup.prompts import build_messages
 from brushup.protocol import MAX_PROMPT_CHARS
 from brushup.worker import LocalWorker, RenderJob, RenderResult, load_worker
@@ -148,15 +148,10 @@ def draw_and_score(
     """Of the user's prompt and of the rewrite: the picture at this seed, with the scores of all rewards."""
     prompts = [enhancement.user_prompt, enhancement.prompt]
     results = worker.score([RenderJob(prompt, prompts[0], seed) for prompt in prompts], return_images=True)
-    for name, reward in text_rewards.items():
-        scores = reward(
-            prompts=[build_messages(prompts[0])] * 2,
-            completions=[[{"role": "assistant", "content": prompt}] for prompt in prompts],
-            user_prompt=[prompts[0]] * 2,
-            rewrite_tokens=[result.tokens for result in results],
-        )
-        for result, score in zip(results, scores, strict=True):
-            result.scores[name] = score
+    rows = [{"user_prompt": prompts[0], "prompt": build_messages(prompts[0])}] * 2
+    texts = text_scores(text_rewards, prompts, rows, [result.tokens for result in results])
+    for result, scores in zip(results, texts, strict=True):
+        result.scores |= scores
     return results
 
 

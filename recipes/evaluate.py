@@ -42,9 +42,10 @@ def main(render: RenderConfig, args: EvaluationConfig) -> None:
 
     # Prompts and rewards
     rows = list(load_prompts(args.validation_prompts, "validation", args.prompt_column, args.skip_bad_rows))
-    weights = dict(
-        zip(map(label, args.reward_funcs), args.reward_weights or [1.0] * len(args.reward_funcs), strict=True)
-    )
+    given = args.reward_weights or [1.0] * len(args.reward_funcs)
+    if len(given) != len(args.reward_funcs):
+        raise ValueError(f"reward_weights: {len(given)} for {len(args.reward_funcs)} reward_funcs")
+    weights = dict(zip(map(label, args.reward_funcs), given, strict=True))
     args.reward_funcs = list(dict.fromkeys([*args.reward_funcs, *args.eval_reward_funcs]))
     for name in args.reward_funcs:
         resolve(name)

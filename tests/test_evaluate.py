@@ -126,7 +126,7 @@ def test_what_a_user_writes_can_be_no_script(tmp_path, evaluated):
     assert "<script>document" not in page and "<img src=x" not in page and "&lt;script&gt;document" in page
 
 
-def test_originals_are_kept_apart_by_settings_and_weights(tmp_path, clip):
+def test_originals_are_kept_apart_by_settings_and_weights(tmp_path):
     """Other steps, or other weights in the same folder, are another generator."""
     generator = tmp_path / "generator"
     generator.symlink_to(TINY_WORLD / "generator")
@@ -138,6 +138,19 @@ def test_originals_are_kept_apart_by_settings_and_weights(tmp_path, clip):
     generator.mkdir()
     (generator / "model_index.json").write_text("{}")
     assert Originals(tmp_path / "cache", config).folder not in (first.folder, other.folder)
+
+
+def test_a_generator_of_the_hub_is_known_by_its_commit(tmp_path):
+    kept = tmp_path / "models--me--sd" / "snapshots" / "abc123"
+    kept.mkdir(parents=True)
+    (kept / "model_index.json").write_text("{}")
+    (tmp_path / "models--me--sd" / "refs").mkdir()
+    (tmp_path / "models--me--sd" / "refs" / "main").write_text("abc123")
+    config = RenderConfig(generator="me/sd", generator_init_kwargs={"cache_dir": str(tmp_path)}, render_device="cpu")
+    originals = Originals(tmp_path / "cache", config)
+    assert json.loads((originals.folder / "settings.json").read_text())["weights"] == "abc123"
+    with pytest.raises(ValueError, match="originals_cache: which version of me/other was loaded can't be told"):
+        Originals(tmp_path / "cache", RenderConfig(generator="me/other"))
 
 
 def test_only_the_users_own_prompts_are_kept(tmp_path, renderer, clip):
