@@ -7,12 +7,13 @@ import numpy as np
 from PIL import Image
 
 from brushup.config import RewardConfig
-from brushup.grid import labelled_grid
+from brushup.grid import can_write, labelled_grid
 from brushup.rewards import is_image_reward, label, load_reward
 from brushup.worker import LocalWorker, RenderJob, RenderResult, mean_scores, paired_seeds
 
 
-EXAMPLES = 6  # prompts of which training keeps the pictures, for a sheet to look at
+EXAMPLES = 6  # prompts on a sheet to look at
+PICTURES_KEPT = 9  # of the first prompts, in training: not each may do for the sheet
 THUMBNAIL = 256  # pixels, the longer side of a picture that is kept
 STATIC_SUFFIX = ", high quality, detailed, 4k"  # what people add by hand
 
@@ -72,7 +73,7 @@ def evaluate_prompts(
     seed: int,
     checker: Callable | None = None,
     malformed: Sequence[bool] | None = None,
-    pictures_kept: int = EXAMPLES,
+    pictures_kept: int = PICTURES_KEPT,
 ) -> Arm:
     """Draws `prompts`, one for each validation row, and scores them against the rows' own `user_prompt`s.
 
@@ -155,8 +156,12 @@ def _share_right(results: list[RenderResult], row: dict, checker: Callable | Non
 
 
 def before_after_sheet(before: Arm, after: Arm) -> Image.Image:
-    """The first prompts of which both pictures were drawn: above drawn from `before`, below from `after`."""
-    shown = [i for i, pair in enumerate(zip(before.pictures, after.pictures, strict=True)) if None not in pair]
+    """The first prompts of which both pictures were drawn: above drawn from `before`, below from `after`.
+
+    Prompts in letters that this machine has no font for are passed over.
+    """
+    drawn = [i for i, pair in enumerate(zip(before.pictures, after.pictures, strict=True)) if None not in pair]
+    shown = [i for i in drawn if can_write(before.prompts[i]) and can_write(after.prompts[i])] or drawn
     titles = ("drawn from the user's prompt", "drawn from the rewrite")
     lines = [
         (title, [(arm.pictures[i], arm.prompts[i]) for i in shown[:EXAMPLES]])

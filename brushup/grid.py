@@ -16,17 +16,26 @@ KOREAN_FONTS = ("NotoSansCJK-Regular.ttc", "NanumGothic.ttf", "AppleSDGothicNeo.
 
 
 @functools.cache
-def _load_font(size: int, latin: bool) -> ImageFont.FreeTypeFont:
-    for name in () if latin else KOREAN_FONTS:
+def _korean_font(size: int) -> ImageFont.FreeTypeFont | None:
+    for name in KOREAN_FONTS:
         try:
             return ImageFont.truetype(name, size)
         except OSError:
             continue
-    return ImageFont.load_default(size)
+    return None
+
+
+def _is_western(text: str) -> bool:
+    return all(letter < "\u2e80" for letter in text)
+
+
+def can_write(text: str) -> bool:
+    """Whether there is a font on this machine for the letters of `text`; others are drawn as boxes."""
+    return _is_western(text) or _korean_font(12) is not None
 
 
 def _font(text: str, size: int) -> ImageFont.FreeTypeFont:
-    return _load_font(size, latin=all(letter < "\u2e80" for letter in text))
+    return (None if _is_western(text) else _korean_font(size)) or ImageFont.load_default(size)
 
 
 def _wrap(text: str, font: ImageFont.FreeTypeFont, width: int, lines: int) -> str:

@@ -291,7 +291,7 @@ def _before_and_after(results: dict, own: str) -> str:
         text += "\n\nThe differences, prompt by prompt, with 95 % bootstrap intervals:\n\n"
         text += markdown_table([["prompts", "reward", "mean difference", "95 % interval"], *gains])
     wins = [
-        f"*{other}* on {gains['win_rate']:.0%}"
+        f"*{other}* on {gains['win_rate']:.1%}"
         for other, gains in _differences(results, own).items()
         if gains["win_rate"] is not None
     ]

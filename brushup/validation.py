@@ -15,7 +15,7 @@ from accelerate.utils import gather_object
 from brushup.comparison import Measures
 from brushup.config import EvaluationConfig, PromptEnhancerConfig
 from brushup.enhancer import Enhancement, PromptEnhancer
-from brushup.evaluation import EXAMPLES, Arm, evaluate_prompts
+from brushup.evaluation import PICTURES_KEPT, Arm, evaluate_prompts
 from brushup.rewards import resolve
 from brushup.worker import LocalWorker
 
@@ -44,7 +44,7 @@ class Validation:
         text_rewards: dict[str, Callable],
         weights: dict[str, float],
         args: PromptEnhancerConfig | EvaluationConfig,
-        pictures_kept: int = EXAMPLES,
+        pictures_kept: int = PICTURES_KEPT,
     ):
         self.rows = rows
         self.measures = Measures(rows, weights, args.success_threshold, worker.token_limits)

@@ -24,7 +24,7 @@ from trl import TrlParser
 
 from brushup.comparison import compare
 from brushup.config import EvaluationConfig, RenderConfig
-from brushup.console import quiet_libraries
+from brushup.console import quiet_libraries, say
 from brushup.data import load_prompts
 from brushup.enhancer import PromptEnhancer
 from brushup.evaluation import STATIC_SUFFIX, Arm, load_text_rewards
@@ -38,7 +38,6 @@ from brushup.workers import get_worker
 def main(render: RenderConfig, args: EvaluationConfig) -> None:
     start = time.time()
     state = PartialState()
-    say = print if state.is_main_process else lambda *words: None
 
     # Prompts and rewards
     rows = list(load_prompts(args.validation_prompts, "validation", args.prompt_column, args.skip_bad_rows))

@@ -1,8 +1,10 @@
 import numpy as np
 import pytest
+from PIL import Image
 
 from brushup.comparison import Measures, paired_difference, results_table, win_rate
-from brushup.evaluation import Arm, evaluate_prompts
+from brushup.evaluation import Arm, before_after_sheet, evaluate_prompts
+from brushup.grid import CELL, GAP, can_write
 from brushup.rewards import load_reward
 from brushup.tiny_world import canonical_caption, check_pictures
 
@@ -97,3 +99,15 @@ def test_a_rank_without_a_share_adds_nothing(worker):
 def test_joined_arms_keep_the_order():
     joined = Arm.joined([arm(0.1, 0.2), arm(0.3)])
     assert [row["clip"] for row in joined.rewards] == [0.1, 0.2, 0.3] and len(joined.prompts) == 3
+
+
+def test_a_sheet_has_no_prompt_that_would_be_boxes(monkeypatch):
+    """Where no Korean font is installed."""
+    monkeypatch.setattr("brushup.grid._korean_font", lambda size: None)
+    assert can_write("café, naïve “quotes” …") and not can_write("붉은 원")
+    drawn = arm(0.1, 0.2, 0.3, prompts=["a red circle", "붉은 원", "a blue box"])
+    drawn.pictures = [Image.new("RGB", (8, 8), color) for color in ("red", "green", "blue")]
+    sheet = before_after_sheet(drawn, drawn)
+    assert sheet.width == GAP + 2 * (CELL + GAP)
+    colors = {color for _, color in sheet.getcolors(sheet.width * sheet.height)}
+    assert (255, 0, 0) in colors and (0, 128, 0) not in colors

@@ -143,7 +143,7 @@ def test_the_card_says_what_a_reader_needs(run_dir):
     assert re.search(r"^\| trained +\| 0\.810 +\| 0\.500 +\| 95\.0% +\| 198 +\|$", card.text, re.MULTILINE)
     assert re.search(r"trained - untrained \| clip +\| \+0\.390 +\| \+0\.340 to \+0\.430 +\|", card.text)
     assert re.search(r"length +\| \+0\.010 +\| -0\.020 to \+0\.030 \(holds 0: no difference shown\)", card.text)
-    assert "*untrained* on 88% of the prompts" in card.text
+    assert "*untrained* on 87.5% of the prompts" in card.text
     for words in ("[stabilityai/sd3](https://huggingface.co/stabilityai/sd3)", "| `clip` ", "7 steps"):
         assert words in card.text
     assert "CLIP is nearly blind" in card.text and "best checkpoint" not in card.text
@@ -172,7 +172,7 @@ def test_the_card_has_what_evaluation_found_later(run_dir):
     results["evaluation"] = {"prompts": "me/prompts", "images_per_prompt": 4, "policies": {"trained": str(run_dir)}}
     (run_dir / "results.json").write_text(json.dumps(results))
     card = ModelCard.load(write_model_card(run_dir))
-    assert "| static " in card.text and "4 pictures of each" in card.text and "*original* on 100%" in card.text
+    assert "| static " in card.text and "4 pictures of each" in card.text and "*original* on 100.0%" in card.text
     assert re.search(r"trained - original \| clip +\| \+0\.630 +\| \+0\.600 to \+0\.660", card.text)
     assert {result.dataset_type for result in card.data.eval_results} == {"me/prompts"}
     results["evaluation"]["policies"] = {"trained": "runs/another"}
