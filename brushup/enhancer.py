@@ -67,7 +67,7 @@ class PromptEnhancer:
         else:
             try:
                 model = create_model_from_path(name, dtype=dtype, device_map=device)
-            except OSError as error:
+            except (OSError, ValueError) as error:  # the latter: a folder with something else in it
                 raise OSError(f"{name!r} is no folder here with a model, and no model on the Hub: {error}") from error
         try:
             processor = AutoProcessor.from_pretrained(name)
