@@ -59,7 +59,7 @@ def test_the_checker_finds_no_shape_in_noise_or_nothing():
 
 def test_validation_asks_only_for_pairs_that_training_never_names():
     """Read off the words, not off what made them: no training prompt names a pair of validation."""
-    words = {word: name for name, others in world.SYNONYMS.items() for word in (name, *others)}
+    words = {word: name for name, others in world.SYNONYMS.items() for word in (name, *others, *world.KOREAN[name])}
 
     def pairs(prompt):
         named = [words[word] for word in sorted(words, key=len, reverse=True) if word in prompt]
