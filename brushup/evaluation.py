@@ -9,7 +9,7 @@ from PIL import Image
 from brushup.config import RewardConfig
 from brushup.grid import can_write, labelled_grid
 from brushup.rewards import is_image_reward, label, load_reward
-from brushup.worker import LocalWorker, RenderJob, RenderResult, mean_scores, paired_seeds
+from brushup.worker import LocalWorker, RenderJob, RenderResult, mean_scores, paired_seeds, whole_on_each_rank
 
 
 EXAMPLES = 6  # prompts on a sheet to look at
@@ -117,11 +117,12 @@ def evaluate_prompts(
 
 def load_text_rewards(rewards: RewardConfig) -> dict[str, Callable]:
     """The text rewards that `reward_funcs` names, by label; the worker loads the image rewards."""
-    return {
-        label(name): load_reward(name, **rewards.kwargs_of_reward(name))
-        for name in rewards.reward_funcs
-        if not is_image_reward(name)
-    }
+    with whole_on_each_rank():
+        return {
+            label(name): load_reward(name, **rewards.kwargs_of_reward(name))
+            for name in rewards.reward_funcs
+            if not is_image_reward(name)
+        }
 
 
 def _thumbnail(image: Image.Image | None) -> Image.Image | None:

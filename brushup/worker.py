@@ -2,8 +2,9 @@
 
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 from PIL import Image
@@ -132,18 +133,25 @@ class LocalWorker:
         return [kept[job] for job in jobs]
 
 
+@contextmanager
+def whole_on_each_rank() -> Iterator[None]:
+    """Models that transformers loads meanwhile are not sharded, as under ZeRO-3 it would do with any."""
+    zero3 = hf_deepspeed._hf_deepspeed_config_weak_ref
+    unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        hf_deepspeed._hf_deepspeed_config_weak_ref = zero3
+
+
 def load_worker(render: RenderConfig, rewards: RewardConfig) -> LocalWorker:
     """The generator and the image rewards that `reward_funcs` names, in this process, whole on each rank."""
-    zero3 = hf_deepspeed._hf_deepspeed_config_weak_ref
-    unset_hf_deepspeed_config()  # with it, under ZeRO-3, transformers would shard whatever it loads
-    try:
+    with whole_on_each_rank():
         renderer = Renderer.from_config(render)
         image_rewards = {
             label(name): load_reward(name, device=renderer.device, **rewards.kwargs_of_reward(name))
             for name in rewards.reward_funcs
             if is_image_reward(name)
         }
-    finally:
-        hf_deepspeed._hf_deepspeed_config_weak_ref = zero3
     originals = Originals(render.originals_cache, render) if render.originals_cache else None
     return LocalWorker(renderer, image_rewards, originals)

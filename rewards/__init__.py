@@ -16,10 +16,23 @@ from typing import Any
 
 
 REWARDS = {
+    "aesthetic": "brushup.rewards.aesthetic:Aesthetic",
     "clip": "brushup.rewards.clip:ClipReward",
+    "compression": "brushup.rewards.compression:CompressionReward",
+    "hpsv2": "brushup.rewards.hpsv2:HPSv2",
+    "image_quality": "brushup.rewards.image_quality:image_quality",
+    "image_reward": "brushup.rewards.image_reward:ImageReward",
+    "intent": "brushup.rewards.intent:IntentReward",
     "keyword_retention": "brushup.rewards.keyword_retention:keyword_retention",
+    "language": "brushup.rewards.language:LanguageReward",
     "length": "brushup.rewards.length:LengthReward",
+    "ocr": "brushup.rewards.ocr:OcrReward",
+    "pickscore": "brushup.rewards.pickscore:PickScore",
     "quality_score": "brushup.rewards.quality_score:quality_score",
+    "repetition": "brushup.rewards.repetition:RepetitionReward",
+    "safety": "brushup.rewards.safety:SafetyReward",
+    "siglip": "brushup.rewards.siglip:SigLIP",
+    "vqa": "brushup.rewards.vqa:VQAReward",
 }
 
 

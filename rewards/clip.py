@@ -7,12 +7,10 @@ nearly blind to spatial relations, and reads English only: for prompts in other 
 such as xlm-roberta-large-ViT-H-14 (MIT licence, 1.2B parameters).
 """
 
-from typing import Any
-
-import torch
 from PIL import Image
 
 from brushup.render import default_device
+from brushup.rewards.open_clip_backbone import open_clip_backbone
 
 
 class ClipReward:
@@ -37,35 +35,9 @@ class ClipReward:
         device: str | None = None,
         batch_size: int = 64,
     ):
-        import open_clip
-
-        self.device = device or default_device()
         self.batch_size = batch_size
-        has_schema = ":" in model_name
-        self.model, self.preprocess = open_clip.create_model_from_pretrained(
-            model_name, pretrained=None if has_schema else pretrained, precision=precision, device=self.device
-        )
-        self.model.eval()
-        self.dtype = open_clip.get_input_dtype(precision)
-        self.tokenizer = open_clip.get_tokenizer(model_name)
+        self.backbone = open_clip_backbone(model_name, pretrained, precision, device or default_device())
 
-    @torch.inference_mode()
     def __call__(self, images: list[Image.Image], user_prompts: list[str], prompts: list[str]) -> list[float]:
         """max(cosine, 0) of each picture and its user prompt; `prompts` (the rewrites) do not count."""
-        texts = list(dict.fromkeys(user_prompts))
-        text_features = self._encode(texts, lambda some: self.model.encode_text(self.tokenizer(some).to(self.device)))
-        image_features = self._encode(images, self._encode_images)
-        row = {text: index for index, text in enumerate(texts)}
-        cosines = (image_features * text_features[[row[text] for text in user_prompts]]).sum(-1)
-        return cosines.clamp(0, 1).tolist()
-
-    def _encode_images(self, images: list[Image.Image]) -> torch.Tensor:
-        return self.model.encode_image(
-            torch.stack([self.preprocess(image) for image in images]).to(self.device, self.dtype)
-        )
-
-    def _encode(self, items: list, encode: Any) -> torch.Tensor:
-        """Features of length one, (len(items), width), in batches."""
-        starts = range(0, len(items), self.batch_size)
-        features = torch.cat([encode(items[start : start + self.batch_size]) for start in starts]).float()
-        return torch.nn.functional.normalize(features, dim=-1)
+        return self.backbone.cosines(images, user_prompts, self.batch_size).clamp(0, 1).tolist()

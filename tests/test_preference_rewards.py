@@ -1,0 +1,375 @@
+import gc
+import json
+import random
+import weakref
+
+import open_clip
+import pytest
+import timm
+import torch
+from conftest import TINY_WORLD
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import (
+    BertConfig,
+    BertModel,
+    BertTokenizer,
+    CLIPConfig,
+    CLIPImageProcessor,
+    CLIPModel,
+    CLIPProcessor,
+    CLIPTokenizer,
+)
+
+from brushup import tiny_world as world
+from brushup.rewards import is_image_reward, load_reward
+
+
+SCORER = TINY_WORLD / "scorer"
+PREFERENCE_REWARDS = ["aesthetic", "hpsv2", "image_reward", "pickscore", "siglip"]
+BATCH = {"device": "cpu", "batch_size": 3}  # several batches, the last one not full
+
+
+def pictures(count):
+    """Pictures of noise, of different sizes."""
+    rng = torch.Generator().manual_seed(0)
+    sizes = [(40, 40), (64, 40), (33, 80)]
+    return [
+        Image.fromarray(torch.randint(0, 256, (*sizes[i % 3][::-1], 3), generator=rng, dtype=torch.uint8).numpy())
+        for i in range(count)
+    ]
+
+
+TEXTS = ["a red circle", "a big blue square", "a red circle", "draw a cross, please", "green"]
+NO_REWRITES = [""] * len(TEXTS)
+
+
+@pytest.fixture(scope="module")
+def architectures(tmp_path_factory):
+    """The tiny world's scorer as architectures of OpenCLIP, `tiny-clip` and `tiny-siglip`, and its trained weights."""
+    folder = tmp_path_factory.mktemp("architectures")
+    model = json.loads((SCORER / "open_clip_config.json").read_text())["model_cfg"]
+    model["text_cfg"]["hf_tokenizer_name"] = str(SCORER)
+    (folder / "tiny-clip.json").write_text(json.dumps(model))
+    (folder / "tiny-siglip.json").write_text(json.dumps(model | {"init_logit_bias": -10.0, "custom_text": True}))
+    open_clip.add_model_config(folder)
+    weights = load_file(SCORER / "open_clip_model.safetensors")
+    torch.save({"state_dict": weights}, folder / "clip.pt")
+    torch.save({"state_dict": weights | {"logit_bias": torch.tensor(-7.5)}}, folder / "siglip.pt")
+    return folder
+
+
+def write_head(path, width, prefix="layers.", others=None):
+    """A head of random weights, shaped and named as the LAION aesthetic predictor's."""
+    rng = torch.Generator().manual_seed(1)
+    widths = [width, 1024, 128, 64, 16, 1]
+    weights = dict(others or {})
+    for number, before, after in zip((0, 2, 4, 6, 7), widths, widths[1:], strict=False):
+        weights[f"{prefix}{number}.weight"] = torch.randn(after, before, generator=rng) / before**0.5
+        weights[f"{prefix}{number}.bias"] = torch.randn(after, generator=rng)
+    torch.save(weights, path)
+    return weights
+
+
+def original_head(weights, prefix="layers."):
+    """The head as its authors write it."""
+    linear, dropout = torch.nn.Linear, torch.nn.Dropout
+    width = weights[f"{prefix}0.weight"].shape[1]
+    layers = torch.nn.Sequential(
+        *(linear(width, 1024), dropout(0.2), linear(1024, 128), dropout(0.2)),
+        *(linear(128, 64), dropout(0.1), linear(64, 16), linear(16, 1)),
+    )
+    layers.load_state_dict({k.removeprefix(prefix): w for k, w in weights.items() if k.startswith(prefix)})
+    return layers.eval()
+
+
+def test_kinds():
+    assert all(map(is_image_reward, PREFERENCE_REWARDS))
+
+
+# ------------------------------------------------------------------------------------------- against the originals
+
+
+def test_hpsv2_is_the_cosine_of_padded_pictures(architectures):
+    """As in the authors' code: pictures keep their shape, black makes them square."""
+    reward = load_reward("hpsv2", pretrained=f"{architectures}/clip.pt", model_name="tiny-clip", **BATCH)
+    model = open_clip.create_model("tiny-clip", pretrained=f"{architectures}/clip.pt").eval()
+    images = pictures(len(TEXTS))
+    inputs = []
+    for image in images:
+        scale = 32 / max(image.size)
+        small = image.resize([round(side * scale) for side in image.size], Image.Resampling.BICUBIC)
+        square = Image.new("RGB", (32, 32))
+        square.paste(small, ((32 - small.width) // 2, (32 - small.height) // 2))
+        inputs.append(open_clip.image_transform(32, is_train=False)(square))
+    with torch.no_grad():
+        seen, read, _ = model(torch.stack(inputs), open_clip.get_tokenizer("tiny-clip")(TEXTS))
+    assert reward(images, TEXTS, NO_REWRITES) == pytest.approx((seen @ read.T).diagonal().tolist(), abs=1e-5)
+
+
+def test_siglip_is_the_probability_of_the_pair(architectures):
+    reward = load_reward("siglip", model_name="tiny-siglip", pretrained=f"{architectures}/siglip.pt", **BATCH)
+    model, _, preprocess = open_clip.create_model_and_transforms("tiny-siglip", f"{architectures}/siglip.pt")
+    images = pictures(len(TEXTS))
+    with torch.no_grad():
+        logits, _ = model.eval().get_logits(
+            torch.stack([preprocess(image) for image in images]), open_clip.get_tokenizer("tiny-siglip")(TEXTS)
+        )
+    wanted = logits.diagonal().sigmoid().tolist()
+    assert reward(images, TEXTS, NO_REWRITES) == pytest.approx(wanted, abs=1e-5)
+    assert 0 < min(wanted) < 0.1 < max(wanted) < 1  # the bias counts, and pictures differ
+
+
+def test_siglip_in_half_precision(architectures):
+    settings = {"model_name": "tiny-siglip", "pretrained": f"{architectures}/siglip.pt", **BATCH}
+    images = pictures(len(TEXTS))
+    whole = load_reward("siglip", **settings)(images, TEXTS, NO_REWRITES)
+    half = load_reward("siglip", precision="bf16", **settings)(images, TEXTS, NO_REWRITES)
+    assert half == pytest.approx(whole, abs=0.05)
+
+
+def test_aesthetic_is_the_head_on_clips_features(architectures, tmp_path):
+    weights = write_head(tmp_path / "head.pth", 64)
+    settings = {"model_name": "tiny-clip", "pretrained": f"{architectures}/clip.pt"}
+    reward = load_reward("aesthetic", head=str(tmp_path / "head.pth"), **settings, **BATCH)
+    model, _, preprocess = open_clip.create_model_and_transforms(**settings)
+    images = pictures(5)
+    with torch.no_grad():
+        features = model.eval().encode_image(torch.stack([preprocess(image) for image in images]), normalize=True)
+        marks = original_head(weights)(features).squeeze(-1)
+    scores = reward(images, TEXTS, NO_REWRITES)
+    assert scores == pytest.approx((marks / 10).tolist(), abs=1e-5)
+    assert reward(images, ["other"] * 5, NO_REWRITES) == scores
+
+
+@pytest.fixture(scope="module")
+def tiny_pickscore(tmp_path_factory):
+    """A `CLIPModel` of random weights with its processor, as PickScore is stored."""
+    folder = tmp_path_factory.mktemp("pickscore")
+    letters = [chr(code) for code in range(ord("a"), ord("z") + 1)] + [","]
+    tokens = ["<|startoftext|>", "<|endoftext|>", *letters, *(f"{letter}</w>" for letter in letters)]
+    (folder / "vocab.json").write_text(json.dumps({token: number for number, token in enumerate(tokens)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    tokenizer = CLIPTokenizer.from_pretrained(folder)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    special = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
+    torch.manual_seed(2)
+    model = CLIPModel(
+        CLIPConfig(
+            text_config={**sizes, **special, "vocab_size": len(tokens)},
+            vision_config={**sizes, "image_size": 32, "patch_size": 8},
+            projection_dim=16,
+        )
+    )
+    torch.nn.init.constant_(model.logit_scale, 4.2)
+    model.save_pretrained(folder)
+    square = {"height": 32, "width": 32}
+    CLIPProcessor(CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=square), tokenizer).save_pretrained(folder)
+    return str(folder)
+
+
+def test_pickscore_is_that_of_the_model_card(tiny_pickscore):
+    reward = load_reward("pickscore", model_name=tiny_pickscore, processor=tiny_pickscore, **BATCH)
+    model, processor = CLIPModel.from_pretrained(tiny_pickscore), CLIPProcessor.from_pretrained(tiny_pickscore)
+    images, wanted = pictures(len(TEXTS)), []
+    for image, text in zip(images, TEXTS, strict=True):
+        with torch.no_grad():
+            pairs = model(**processor(text=[text], images=[image], return_tensors="pt"))
+        wanted.append(pairs.logits_per_image.item() / 100)
+    assert reward(images, TEXTS, NO_REWRITES) == pytest.approx(wanted, abs=1e-5)
+    assert max(wanted) - min(wanted) > 0.01  # so that a wrong pairing shows
+    half = load_reward("pickscore", model_name=tiny_pickscore, processor=tiny_pickscore, dtype="bfloat16", **BATCH)
+    assert half(images, TEXTS, NO_REWRITES) == pytest.approx(wanted, abs=0.01)
+
+
+def test_pickscore_cuts_long_prompts(tiny_pickscore):
+    reward = load_reward("pickscore", model_name=tiny_pickscore, processor=tiny_pickscore, dtype="bfloat16", **BATCH)
+    one, other = reward(pictures(1) * 2, ["a cat " * 100, "a cat " * 200], ["", ""])
+    assert one == other
+
+
+@pytest.fixture(scope="module")
+def tiny_image_reward(tmp_path_factory):
+    """Random weights under the names of ImageReward's checkpoint, and the models of timm and BERT that have them."""
+    folder = tmp_path_factory.mktemp("image_reward")
+    torch.manual_seed(3)
+    vision = timm.models.VisionTransformer(32, 8, embed_dim=128, depth=2, num_heads=2, num_classes=0, global_pool="")
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *sorted({w for text in TEXTS for w in text.split()})]
+    (folder / "vocab.txt").write_text("\n".join(words))
+    BertTokenizer.from_pretrained(folder).save_pretrained(folder)
+    text = BertModel(
+        BertConfig(
+            vocab_size=len(words),
+            hidden_size=128,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=64,
+            is_decoder=True,
+            add_cross_attention=True,
+            initializer_range=0.2,
+        ),
+        add_pooling_layer=False,
+    )
+    torch.nn.init.zeros_(text.embeddings.token_type_embeddings.weight)  # BLIP has none
+    parts = {"blip.visual_encoder.": vision, "blip.text_encoder.": text}
+    weights = {f"{prefix}{k}": w for prefix, part in parts.items() for k, w in part.state_dict().items()}
+    del weights["blip.text_encoder.embeddings.token_type_embeddings.weight"]
+    weights["blip.text_encoder.embeddings.position_ids"] = torch.arange(512)[None]
+    weights["blip.text_proj.weight"] = torch.zeros(2, 2)  # there, but of no use here
+    weights = write_head(folder / "ImageReward.pt", 128, "mlp.layers.", weights)
+    return folder, vision.eval(), text.eval(), original_head(weights, "mlp.layers.")
+
+
+def test_image_reward_is_blips_mark(tiny_image_reward):
+    """BLIP is ViT as timm has it, and BERT with attention to the picture that sees the whole prompt."""
+    folder, vision, text, head = tiny_image_reward
+    reward = load_reward("image_reward", pretrained=f"{folder}/ImageReward.pt", tokenizer=str(folder), **BATCH)
+    tokenizer, transform = BertTokenizer.from_pretrained(folder), open_clip.image_transform(32, is_train=False)
+    images, wanted = pictures(len(TEXTS)), []
+    for image, prompt in zip(images, TEXTS, strict=True):
+        ids = tokenizer(prompt, return_tensors="pt").input_ids
+        everything = torch.zeros(1, 1, ids.shape[1], ids.shape[1])  # to attend to; else BERT hides what comes later
+        with torch.no_grad():
+            seen = vision(transform(image)[None])
+            state = text(ids, attention_mask=everything, encoder_hidden_states=seen).last_hidden_state[:, 0]
+            wanted.append(torch.sigmoid((head(state) - 0.16717362830052426) / 1.0333394966054072).item())
+    scores = reward(images, TEXTS, NO_REWRITES)
+    assert scores == pytest.approx(wanted, abs=1e-4)
+    assert max(wanted) - min(wanted) > 0.01
+    half = load_reward(
+        "image_reward", pretrained=f"{folder}/ImageReward.pt", tokenizer=str(folder), dtype="bfloat16", **BATCH
+    )
+    assert half(images, TEXTS, NO_REWRITES) == pytest.approx(scores, abs=0.05)
+
+
+# ------------------------------------------------------------------------------------------- right above wrong
+
+
+@pytest.mark.parametrize("name", ["clip", "hpsv2", "siglip"])
+def test_the_right_picture_is_above_a_wrong_one(name, architectures):
+    """With the tiny world's trained scorer, prompts in users' words and wrong pictures that differ in one thing."""
+    kind = "siglip" if name == "siglip" else "clip"
+    reward = load_reward(
+        name, model_name=f"tiny-{kind}", pretrained=f"{architectures}/{kind}.pt", precision="fp32", device="cpu"
+    )
+    rng, prompts, right, wrong = random.Random(0), [], [], []
+    scenes = world.all_scenes()
+    for scene in rng.sample(scenes, 100):
+        near = [other for other in scenes if sum(other[key] != scene[key] for key in scene) == 1]
+        prompts.append(world.user_prompt(scene, "synonym", rng)[0])
+        right.append(world.draw_scene(scene, rng))
+        wrong.append(world.draw_scene(rng.choice(near), rng))
+    scores = zip(reward(right, prompts, prompts), reward(wrong, prompts, prompts), strict=True)
+    assert sum(good > bad for good, bad in scores) >= 80
+
+
+# ------------------------------------------------------------------------------------------- one model, shared
+
+
+@pytest.fixture
+def shared(architectures, tmp_path):
+    """`clip` and `aesthetic` with equal settings, and a list that grows by one for each pass over pictures."""
+    write_head(tmp_path / "head.pth", 64)
+    settings = {"model_name": "tiny-clip", "pretrained": f"{architectures}/clip.pt", "device": "cpu"}
+    clip = load_reward("clip", **settings)
+    aesthetic = load_reward("aesthetic", head=str(tmp_path / "head.pth"), **settings)
+    passes = []
+    clip.backbone.model.visual.register_forward_hook(lambda *_: passes.append(1))
+    return clip, aesthetic, passes
+
+
+def test_equal_settings_share_the_model_and_the_pass(shared):
+    clip, aesthetic, passes = shared
+    assert clip.backbone.model is aesthetic.backbone.model
+    images = pictures(5)
+    alone = aesthetic(images, TEXTS, NO_REWRITES)
+    assert len(passes) == 1
+    clip(images, TEXTS, NO_REWRITES)
+    assert aesthetic(images, TEXTS, NO_REWRITES) == alone
+    assert len(passes) == 1
+
+
+def test_other_settings_have_a_model_of_their_own(shared, architectures):
+    clip = shared[0]
+    settings = {"model_name": "tiny-clip", "pretrained": f"{architectures}/clip.pt", "device": "cpu"}
+    half = load_reward("clip", precision="bf16", **settings)
+    padded = load_reward("hpsv2", precision="fp32", **settings)
+    assert len({clip.backbone.model, half.backbone.model, padded.backbone.model}) == 3
+
+
+def test_other_pictures_are_looked_at_anew(shared):
+    """A picture that was painted over in place, and another order."""
+    clip, aesthetic, passes = shared
+    images = pictures(5)
+    clip(images, TEXTS, NO_REWRITES)
+    before = aesthetic(images, TEXTS, NO_REWRITES)
+    images[0].paste("red", (0, 0, *images[0].size))
+    painted = aesthetic(images, TEXTS, NO_REWRITES)
+    assert abs(painted[0] - before[0]) > 1e-3
+    assert painted[1:] == pytest.approx(before[1:], abs=1e-5)
+    assert aesthetic(images[::-1], TEXTS, NO_REWRITES) == pytest.approx(painted[::-1], abs=1e-5)
+    assert len(passes) == 3
+
+
+def test_neither_pictures_nor_unused_models_are_kept(architectures):
+    settings = {"model_name": "tiny-clip", "pretrained": f"{architectures}/clip.pt", "device": "cpu"}
+    clip = load_reward("clip", **settings, precision="pure_bf16")
+    images = pictures(2)
+    picture, model = weakref.ref(images[0]), weakref.ref(clip.backbone.model)
+    clip(images, TEXTS[:2], NO_REWRITES[:2])
+    del images
+    gc.collect()
+    assert picture() is None
+    del clip
+    gc.collect()
+    assert model() is None
+
+
+# ------------------------------------------------------------------------------------------- what is missing
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("hpsv2", {"pretrained": "no/such/file.pt"}, "no weights at 'no/such/file.pt'.*hpsv2: {pretrained"),
+        ("hpsv2", {"pretrained": "hps.pt"}, "no weights at 'hps.pt'"),
+        ("aesthetic", {"head": "no/such/head.pth"}, "no weights at 'no/such/head.pth'.*aesthetic: {head"),
+        ("image_reward", {}, "no weights at 'THUDM/ImageReward/ImageReward.pt'.*image_reward: {pretrained"),
+        ("pickscore", {"model_name": "no/model"}, "(?s)'pickscore' does not load.*no/model.*pickscore: {model_name"),
+        ("siglip", {}, "ViT-L-16-SigLIP2-256"),
+        ("siglip", {"model_name": f"local-dir:{SCORER}"}, "is no SigLIP model"),
+    ],
+)
+def test_missing_weights_are_named(name, settings, message):
+    with pytest.raises((OSError, ValueError, RuntimeError), match=message):
+        load_reward(name, device="cpu", **settings)
+
+
+def test_weights_of_another_model_are_refused(tmp_path, architectures, tiny_pickscore):
+    write_head(tmp_path / "head.pth", 768)
+    with pytest.raises(ValueError, match="the head reads 768 features and tiny-clip has 64"):
+        load_reward(
+            "aesthetic",
+            head=str(tmp_path / "head.pth"),
+            model_name="tiny-clip",
+            pretrained=f"{architectures}/clip.pt",
+            device="cpu",
+        )
+    with pytest.raises(ValueError, match="head.pth holds other weights: it has no 'blip.visual_encoder.cls_token'"):
+        load_reward("image_reward", pretrained=str(tmp_path / "head.pth"), device="cpu")
+    model = CLIPModel.from_pretrained(tiny_pickscore)
+    half = {name: weight for name, weight in model.state_dict().items() if not name.startswith("vision_model")}
+    model.save_pretrained(tmp_path, state_dict=half)
+    with pytest.raises(ValueError, match="lacks .* weights of a CLIPModel, such as vision_model"):
+        load_reward("pickscore", model_name=str(tmp_path), processor=tiny_pickscore, device="cpu")
+
+
+def test_a_checkpoint_runs_no_code(tmp_path):
+    class Harm:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "harm"), "w"))
+
+    torch.save({"layers.0.weight": Harm()}, tmp_path / "head.pth")
+    with pytest.raises(ValueError, match="is no PyTorch file of tensors alone"):
+        load_reward("aesthetic", head=str(tmp_path / "head.pth"), device="cpu")
+    assert not (tmp_path / "harm").exists()

@@ -1,0 +1,174 @@
+import json
+import re
+import sys
+
+import pytest
+import torch
+from conftest import REPOSITORY
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import BertConfig, BertModel, BertTokenizerFast
+from transformers.integrations.deepspeed import (
+    HfDeepSpeedConfig,
+    is_deepspeed_zero3_enabled,
+    unset_hf_deepspeed_config,
+)
+
+from brushup import tiny_world as world
+from brushup.config import RewardConfig
+from brushup.evaluation import load_text_rewards
+from brushup.rewards import is_image_reward, load_reward
+
+
+def completions(*texts):
+    return [[{"role": "assistant", "content": text}] for text in texts]
+
+
+def test_kinds():
+    assert not any(map(is_image_reward, ["intent", "language", "repetition"]))
+
+
+# --------------------------------------------------------------------------------------------------- repetition
+
+
+@pytest.mark.parametrize(
+    ("rewrite", "size", "share"),
+    [
+        ("a red cup and a red plate", 3, 1.0),
+        ("a red cup and a red plate", 2, 5 / 6),  # "a red" twice
+        ("cat cat cat cat cat cat", 3, 1 / 4),
+        ("Cat, cat; CAT - cat.", 1, 1 / 4),  # case and punctuation do not matter
+        ("sharp, detailed, sharp, detailed, sharp", 2, 2 / 4),
+        ("two words", 3, 1.0),
+        ("", 3, 1.0),
+    ],
+)
+def test_repetition(rewrite, size, share):
+    assert load_reward("repetition", ngram_size=size)(completions(rewrite)) == [pytest.approx(share)]
+
+
+def test_repetition_of_a_batch_and_a_wrong_size():
+    reward = load_reward("repetition")
+    assert reward(completions("a a a a", "a b c d"), user_prompt=["a", "b"]) == [0.5, 1.0]
+    with pytest.raises(ValueError, match="reward_kwargs of 'repetition': ngram_size is 0"):
+        load_reward("repetition", ngram_size=0)
+
+
+# ----------------------------------------------------------------------------------------------------- language
+
+
+@pytest.fixture(scope="module")
+def language():
+    return load_reward("language")
+
+
+@pytest.mark.parametrize("file", ["validation", "challenging"])
+def test_language_on_real_prompts(language, file):
+    rows = [json.loads(line) for line in (REPOSITORY / "data" / f"{file}.jsonl").read_text().splitlines()]
+    korean = [row["user_prompt"] for row in rows if row["category"] == "korean"]
+    english = [row["user_prompt"] for row in rows if row["category"] != "korean"]
+    assert len(korean) >= 19 and len(english) >= 250
+    # Each stands for a rewrite. Short ones are among them: "beehive", "a tulip".
+    assert max(language(completions(*korean), user_prompt=korean)) < 0.1
+    scores = language(completions(*english), user_prompt=english)
+    assert sum(score > 0.5 for score in scores) / len(scores) > 0.98
+
+
+def test_language_has_nothing_against_the_generators_captions(language):
+    captions = [world.canonical_caption(scene) for scene in world.all_scenes()]
+    assert min(language(completions(*captions), user_prompt=captions)) == 1.0
+
+
+@pytest.mark.parametrize("rewrite", ["eine alte Scheune bei Sonnenuntergang", "tres manzanas verdes en una mesa"])
+def test_language_knows_other_languages_in_latin_letters(language, rewrite):
+    assert language(completions(rewrite), user_prompt=["an old barn"])[0] < 0.1
+
+
+@pytest.mark.parametrize(
+    ("asked", "rewrite", "score"),
+    [
+        ("사과", "a big red 사과", 7 / 9),  # of nine letters two are Korean
+        ('간판에 "안녕"', 'a sign that reads "안녕"', 1.0),  # the user wants it written
+        ("간판", 'a sign that reads "안녕"', 14 / 16),  # the user said nothing of it
+        ("고양이", "a cat", 1.0),
+        ("고양이", "A CAT, 4K", 1.0),
+        ("고양이", "", 0.0),
+        ("고양이", "3", 0.0),
+    ],
+)
+def test_language_of_mixed_and_short_rewrites(language, asked, rewrite, score):
+    assert language(completions(rewrite), user_prompt=[asked]) == [pytest.approx(score)]
+
+
+def test_language_without_its_package(monkeypatch):
+    monkeypatch.setitem(sys.modules, "py3langid.langid", None)
+    with pytest.raises(ImportError, match=re.escape('pip install -e ".[rewards]"')):
+        load_reward("language")
+
+
+# ------------------------------------------------------------------------------------------------------- intent
+
+
+ASKED = ["a cat", "a red cat", "빨간 고양이", "a cat"]
+REWRITES = ["a red cat on a mat", "a red cat", "a red cat", ""]
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory) -> str:
+    """A BERT with random weights, and a tokenizer of whole words."""
+    folder = str(tmp_path_factory.mktemp("encoder"))
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    vocabulary = {word: index for index, word in enumerate([*special, *"a red cat on mat 빨간 고양이".split()])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    BertTokenizerFast(tokenizer_object=tokenizer, vocab=vocabulary).save_pretrained(folder)
+    torch.manual_seed(0)
+    sizes = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+        "initializer_range": 0.5,
+    }
+    BertModel(BertConfig(vocab_size=len(vocabulary), **sizes)).save_pretrained(folder)
+    return folder
+
+
+def test_intent_is_the_cosine_of_mean_pooled_embeddings(encoder):
+    """Against one text at a time, without padding, where the mean needs no mask."""
+    model, tokenizer = BertModel.from_pretrained(encoder).eval(), BertTokenizerFast.from_pretrained(encoder)
+
+    def embed(text):
+        with torch.no_grad():
+            return model(**tokenizer(text, return_tensors="pt")).last_hidden_state[0].mean(0)
+
+    wanted = [
+        max(0.0, torch.cosine_similarity(embed(asked), embed(rewrite), dim=0).item())
+        for asked, rewrite in zip(ASKED, REWRITES, strict=True)
+    ]
+    assert max(wanted) == pytest.approx(1.0) and min(wanted) < 0.9  # they differ
+    for batch_size in (1, 3, 64):
+        reward = load_reward("intent", model_name=encoder, batch_size=batch_size)
+        assert reward(completions(*REWRITES), user_prompt=ASKED) == pytest.approx(wanted, abs=1e-5)
+
+
+def test_intent_reads_so_many_tokens(encoder):
+    reward = load_reward("intent", model_name=encoder, max_length=4)  # two words and the two special tokens
+    assert reward(completions("a red"), user_prompt=["a red cat on a mat"]) == [pytest.approx(1.0)]
+
+
+def test_intent_is_0_for_opposites(encoder, monkeypatch):
+    reward = load_reward("intent", model_name=encoder)
+    monkeypatch.setattr(reward, "embed", lambda texts: torch.tensor([[1.0, 0.0], [-1.0, 0.0]])[: len(texts)])
+    assert reward(completions("a cat", "cats"), user_prompt=["a cat", "a cat"]) == [1.0, 0.0]
+
+
+def test_intent_is_whole_on_each_rank_under_zero3(encoder):
+    config = HfDeepSpeedConfig({"zero_optimization": {"stage": 3}})  # alive while it counts, as in TrainingArguments
+    try:
+        config_of_rewards = RewardConfig(["intent"], {"intent": {"model_name": encoder}})
+        reward = load_text_rewards(config_of_rewards)["intent"]
+        assert is_deepspeed_zero3_enabled(), config  # the policy is still to be sharded
+    finally:
+        unset_hf_deepspeed_config()
+    assert reward.model.embeddings.word_embeddings.weight.shape == (12, 32)
+    assert reward(completions("a cat"), user_prompt=["a cat"]) == [pytest.approx(1.0)]
