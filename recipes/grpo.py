@@ -5,6 +5,7 @@ On a laptop, in about two minutes (real models: recipes/qwen2vl_2b_sd3_1gpu.yaml
     accelerate launch --config_file accelerate_configs/cpu.yaml recipes/grpo.py --config recipes/tiny_cpu.yaml
 
 Each YAML key is also a flag: `--max_steps 120 --reward_funcs clip keyword_retention --reward_weights 1.0 0.2`.
+`--list_rewards` prints what rewards there are (all about them: docs/rewards.md).
 `--dry_run true` loads everything, measures a step, says what the run will take, and ends.
 `--push_to_hub true --hub_model_id me/name` publishes what was trained (later: recipes/publish.py).
 It leaves in `output_dir`: the adapter (or model), checkpoints, `validation_<step>.json`, `results.json`,
@@ -12,6 +13,7 @@ It leaves in `output_dir`: the adapter (or model), checkpoints, `validation_<ste
 """
 
 import json
+import sys
 import time
 from pathlib import Path
 
@@ -32,7 +34,7 @@ from brushup.hub import open_repo, publish
 from brushup.interrupt import StopOnSignal, last_checkpoint
 from brushup.model_card import run_settings, write_model_card
 from brushup.policy import load_policy
-from brushup.rewards import resolve
+from brushup.rewards import catalog, resolve
 from brushup.tracking import Tracking, check_trackers
 from brushup.trainer import PromptEnhancerTrainer
 from brushup.training_check import ParametersMustChange
@@ -148,6 +150,9 @@ def main(data: DataConfig, render: RenderConfig, args: PromptEnhancerConfig, mod
 
 
 if __name__ == "__main__":
+    if "--list_rewards" in sys.argv:
+        print(catalog.table())
+        sys.exit()
     quiet_libraries()
     torch.set_float32_matmul_precision("high")
     main(*TrlParser((DataConfig, RenderConfig, PromptEnhancerConfig, ModelConfig)).parse_args_and_config())

@@ -1,12 +1,13 @@
-"""`compression`: how small the picture is as a JPEG file: minus its bits per pixel. Higher is better. No model.
+"""`compression`: the share of its bytes that a picture saves as a JPEG file. Higher is better, 0..1. No model.
 
 A control: it needs no prompt and any picture can be pushed along it, so it shows whether training works at all (plain
-surfaces raise it, detail and noise lower it). It is below 0, about -2 to -3 for photographs. With `prefer: large` the
-sign is turned, and detail raises it. Train on it alone, or watch it with weight 0.
+surfaces raise it, detail and noise lower it). Photographs have about 0.9. With `prefer: large` it is the share that is
+left, and detail raises it. Train on it alone, or watch it with weight 0. It is never below 0, which a malformed answer
+has: else a policy would learn to write nothing that can be drawn.
 
 Source: the (in)compressibility tasks of DDPO, Black et al. 2023 (arXiv 2305.13301), there in kB of pictures of one
-size; bits per pixel compare pictures of different sizes. The header of the file counts (600 bytes: 5 bits per pixel at
-32x32, 0.02 at 512x512). Takes about 10 ms a picture of 1024x1024, on the CPU.
+size; a share compares pictures of different sizes. The header of the file counts (600 bytes: a fifth of a picture of
+32x32, next to nothing of one of 512x512). Takes about 10 ms a picture of 1024x1024, on the CPU.
 """
 
 from io import BytesIO
@@ -18,7 +19,7 @@ class CompressionReward:
     """Scores pictures by the size of their JPEG files, chroma subsampled (Pillow's default).
 
     Args:
-        prefer: "small" (the score is minus the bits per pixel) or "large".
+        prefer: "small" or "large" files.
         quality: of the JPEG, 1 to 95.
         device: not used.
 
@@ -31,14 +32,15 @@ class CompressionReward:
             raise ValueError(f"reward_kwargs of 'compression': prefer is {prefer!r}; it must be 'small' or 'large'")
         if not 1 <= quality <= 95:
             raise ValueError(f"reward_kwargs of 'compression': quality is {quality}; it must be 1 to 95")
-        self.sign = 1 if prefer == "large" else -1
+        self.prefer = prefer
         self.quality = quality
 
     def __call__(self, images: list[Image.Image], user_prompts: list[str], prompts: list[str]) -> list[float]:
         """A score for each picture; the prompts do not count."""
-        return [self.sign * self._bits_per_pixel(image) for image in images]
+        shares = map(self._share_left, images)
+        return [share if self.prefer == "large" else 1 - share for share in shares]
 
-    def _bits_per_pixel(self, image: Image.Image) -> float:
+    def _share_left(self, image: Image.Image) -> float:
         file = BytesIO()
         image.convert("RGB").save(file, "JPEG", quality=self.quality)
-        return 8 * len(file.getvalue()) / (image.width * image.height)
+        return min(1.0, file.tell() / (3 * image.width * image.height))

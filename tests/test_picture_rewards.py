@@ -130,13 +130,15 @@ def test_sharpness_is_one_minus_the_blur_effect_of_scikit_image():
 
 def test_compression_is_the_size_that_pillow_writes():
     pictures = [landscape(), sign("OPEN"), Image.new("RGB", (512, 512), "red")]
-    sizes = []
+    shares = []
     for picture in pictures:
         picture.save(file := io.BytesIO(), "JPEG", quality=95)
-        sizes.append(8 * file.tell() / math.prod(picture.size))
-    assert score(load_reward("compression", device="cpu"), *pictures) == pytest.approx([-size for size in sizes])
-    assert score(load_reward("compression", prefer="large"), *pictures) == pytest.approx(sizes)
-    assert sizes[0] > sizes[2]
+        shares.append(file.tell() / (3 * math.prod(picture.size)))
+    assert score(load_reward("compression", device="cpu"), *pictures) == pytest.approx([1 - share for share in shares])
+    assert score(load_reward("compression", prefer="large"), *pictures) == pytest.approx(shares)
+    assert 0 < shares[2] < shares[0] < 1
+    speck = Image.effect_noise((4, 4), 200).convert("RGB")  # smaller than the header of the file
+    assert score(load_reward("compression"), speck) == [0.0]
 
 
 def test_compression_at_a_lower_quality_finds_less_detail():

@@ -1,3 +1,4 @@
+import inspect
 import json
 import random
 import re
@@ -5,11 +6,11 @@ import re
 import open_clip
 import pytest
 import torch
-from conftest import TINY_WORLD
+from conftest import REPOSITORY, TINY_WORLD
 from PIL import Image
 
 from brushup import tiny_world as world
-from brushup.rewards import REWARDS, is_image_reward, load_reward, resolve
+from brushup.rewards import REWARDS, catalog, is_image_reward, load_reward, resolve
 from brushup.rewards.quality_score import quality_points
 
 
@@ -30,6 +31,18 @@ def test_an_unknown_name_gives_the_near_misses_and_the_list():
 def test_kinds():
     assert is_image_reward("clip")
     assert not any(map(is_image_reward, ["keyword_retention", "length", "quality_score"]))
+
+
+def test_the_list_of_rewards():
+    """As `python recipes/grpo.py --list_rewards` prints it."""
+    lines = dict(line.split(maxsplit=1) for line in catalog.table().splitlines())
+    assert list(lines) == list(REWARDS) == sorted(REWARDS)
+    for name, line in lines.items():
+        assert line.startswith("picture" if is_image_reward(name) else "text") and "Higher is better" in line
+    assert catalog.keyword_arguments("length").keys() <= set(inspect.signature(resolve("length")).parameters)
+    assert catalog.keyword_arguments("clip")["model_name"] == "'ViT-L-14'"
+    page = (REPOSITORY / "docs" / "rewards.md").read_text()
+    assert page == catalog.page(), "python -m brushup.rewards.catalog > docs/rewards.md"
 
 
 def test_your_own_file_with_keyword_arguments(tmp_path):
