@@ -73,14 +73,14 @@ def main(arguments: argparse.Namespace, render: RenderConfig | None) -> None:
         image=[Image.open(arguments.image).convert("RGB")] * len(prompts) if arguments.image else None,
     )
     enhancements = [one for some in several for one in some] if arguments.n > 1 else several
-    pictures = draw(enhancements, render, Path(arguments.render), arguments.seed) if render else [{}] * len(prompts)
+    pictures = draw(enhancements, render, Path(arguments.render), arguments.seed) if render else None
     for number, enhancement in enumerate(enhancements):
         if enhancement.fell_back:
             print(f"malformed answer to {enhancement.user_prompt!r}: the prompt stays as it is", file=sys.stderr)
         if arguments.format == "text":
             print(enhancement.prompt)
         else:
-            row = vars(enhancement) | ({"seed": arguments.seed, "pictures": pictures[number]} if render else {})
+            row = vars(enhancement) | ({"seed": arguments.seed, "pictures": pictures[number]} if pictures else {})
             print(json.dumps(row, ensure_ascii=False))
 
 

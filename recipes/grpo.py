@@ -9,7 +9,7 @@ Each YAML key is also a flag: `--max_steps 120 --reward_funcs clip keyword_reten
 `--dry_run true` loads everything, measures a step, says what the run will take, and ends.
 `--push_to_hub true --hub_model_id me/name` publishes what was trained (later: recipes/publish.py).
 It leaves in `output_dir`: the adapter (or model), checkpoints, `validation_<step>.json`, `results.json`,
-`completions/`, `images/`, `README.md`.
+`completions/`, `images/`, `train.log`, `README.md` (the model card).
 """
 
 import json
