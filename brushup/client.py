@@ -16,7 +16,7 @@ import httpx
 from tenacity import AsyncRetrying, retry_if_exception, stop_before_delay, wait_random_exponential
 
 from brushup.config import RenderConfig, RewardConfig
-from brushup.protocol import MAX_PROMPT_CHARS, Info, ScoreReply, ScoreRequest, settings_of, to_job
+from brushup.protocol import MAX_PROMPT_CHARS, Info, ScoreReply, ScoreRequest, settings_of, to_job, whole_rewrites
 from brushup.rewards import is_image_reward, label
 from brushup.worker import RenderJob, RenderResult
 
@@ -98,9 +98,9 @@ class HttpWorker:
         futures = {job: self._loop.create_future() for job in new}
         self._in_flight |= {(job, return_images): future for job, future in futures.items()}
         waiting = [self._in_flight[job, return_images] for job in jobs]
-        chunks = [new[start : start + JOBS_PER_REQUEST] for start in range(0, len(new), JOBS_PER_REQUEST)]
         deadline = self._deadline()
-        await asyncio.gather(*(self._send(chunk, futures, return_images, deadline) for chunk in chunks))
+        parts = whole_rewrites(new, JOBS_PER_REQUEST)
+        await asyncio.gather(*(self._send(part, futures, return_images, deadline) for part in parts))
         return [replace(result) for result in await asyncio.gather(*waiting)]
 
     async def _send(

@@ -69,7 +69,7 @@ class Measures:
             the share of prompts `share_cut` that it does not read to the end), `malformed` and `failed` (shares of
             all prompts) and `n`, the prompts that count.
         """
-        totals = [total for total in arm.totals(self.weights) if total is not None]
+        totals = [total for total in arm.totals if total is not None]
         quality = [
             sum(quality_points(row["user_prompt"], prompt).values()) / 5
             for row, prompt in zip(self.rows, arm.prompts, strict=True)
@@ -84,7 +84,7 @@ class Measures:
         return {
             "rewards": arm.mean_rewards(),
             "reward": _mean(totals),
-            "above_original": win_rate(arm.totals(self.weights), original.totals(self.weights)),
+            "above_original": win_rate(arm.totals, original.totals),
             "success_rate": _mean(successes),
             "quality_score": _mean(quality),
             "checker_accuracy": arm.checker_accuracy(),
@@ -107,14 +107,13 @@ class Measures:
         """What `after` has more than `before`, prompt by prompt.
 
         Returns:
-            For each reward, and for `reward`, their weighted sum, if there are several, a `paired_difference`; and
-            the `win_rate` by the weighted sum.
+            For each reward, and for `reward`, the total, if that is something else, a `paired_difference`; and the
+            `win_rate` by the total.
         """
         gains = {name: paired_difference(after.scores(name), before.scores(name)) for name in self.weights}
-        totals = after.totals(self.weights), before.totals(self.weights)
-        if len(self.weights) > 1:
-            gains["reward"] = paired_difference(*totals)
-        return gains | {"win_rate": win_rate(*totals)}
+        if len(self.weights) > 1 or after.totals != after.scores(next(iter(self.weights))):
+            gains["reward"] = paired_difference(after.totals, before.totals)
+        return gains | {"win_rate": win_rate(after.totals, before.totals)}
 
 
 def compare(arms: dict[str, Arm], measures: Measures) -> dict[str, Any]:
@@ -131,7 +130,7 @@ def compare(arms: dict[str, Arm], measures: Measures) -> dict[str, Any]:
         return measures.select(indices).summary(arm.select(indices), arms["original"].select(indices))
 
     def gain(after: Arm, before: Arm, indices: Sequence[int]) -> dict[str, float | list[float]]:
-        return paired_difference(*(arm.select(indices).totals(measures.weights) for arm in (after, before)))
+        return paired_difference(*(arm.select(indices).totals for arm in (after, before)))
 
     results: dict[str, Any] = {"arms": {}, "differences": {}}
     for name, arm in arms.items():

@@ -148,21 +148,69 @@ class RewardConfig:
         default=None,
         metadata={"help": "Keyword arguments of each reward: {clip: {model_name: ViT-L-14, pretrained: openai}}."},
     )
+    reward_transforms: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={
+            "help": "What becomes of a reward before it is weighted, by name: {clip: {clamp: [0.1, 0.4]}}, "
+            "{hpsv2: {scale: [0.2, 0.3]}} (that range becomes 0 to 1), {aesthetic: zscore} (by the mean and deviation "
+            "of the run so far); several apply in their order."
+        },
+    )
+    reward_gates: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={
+            "help": "What a reward must reach, or the total is 0: {clip: 0.28, safety: 1}; weight 0 makes it a gate "
+            "and nothing else."
+        },
+    )
+    gain_gates: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={
+            "help": "The same for an image reward's gain over the picture of the user's own prompt at the same seed: "
+            "{clip: 0.0} asks for no worse a picture."
+        },
+    )
+
+    def by_reward(self, setting: str) -> dict[str, Any]:
+        """The setting `reward_kwargs`, `reward_transforms`, `reward_gates` or `gain_gates`: flags arrive as JSON."""
+        value = vars(self)[setting]
+        return dict(json.loads(value) if isinstance(value, str) else value or {})
 
     def kwargs_of_reward(self, name: str) -> dict[str, Any]:
         """The keyword arguments that `reward_kwargs` holds for the reward `name`."""
-        kwargs = json.loads(self.reward_kwargs) if isinstance(self.reward_kwargs, str) else self.reward_kwargs
-        return dict((kwargs or {}).get(name, {}))
+        return dict(self.by_reward("reward_kwargs").get(name, {}))
 
 
 @dataclass
 class PromptEnhancerConfig(RewardConfig, GRPOConfig):
     """TRL's `GRPOConfig` and what `PromptEnhancerTrainer` needs besides."""
 
-    _VALID_DICT_FIELDS = GRPOConfig._VALID_DICT_FIELDS + ["reward_kwargs"]
+    _VALID_DICT_FIELDS = GRPOConfig._VALID_DICT_FIELDS + [
+        "reward_kwargs",
+        "reward_transforms",
+        "reward_gates",
+        "gain_gates",
+    ]
 
     images_per_prompt: int = field(
         default=1, metadata={"help": "Pictures drawn of each rewrite (K); its image rewards are averaged over them."}
+    )
+    log_gain: bool = field(
+        default=False,
+        metadata={
+            "help": "Draw the users' own prompts too, once for all rewrites of a group and from their seeds, and log "
+            "what the rewrites gain; a gain gate does so anyway."
+        },
+    )
+    reward_hacking_window: int = field(
+        default=20,
+        metadata={
+            "help": "Steps over which training looks for reward hacking: the reward rises, but a monitor (a reward of "
+            "weight 0) or the checker falls, or rewrites grow long, repeat themselves or are cut; 0: it does not look."
+        },
+    )
+    stop_on_reward_hacking: bool = field(
+        default=False, metadata={"help": "Stop at the first sign of it, with a checkpoint, instead of warning only."}
     )
     log_images_steps: int = field(
         default=0,

@@ -116,11 +116,12 @@ class TrainingProgress(TrainerCallback):
         means = {
             key.split("/")[1]: value for key, value in logs.items() if key.startswith("rewards/") and "/mean" in key
         }
+        means |= {key.split("/")[1]: value for key, value in logs.items() if key.startswith("raw_rewards/")}
         if len(means) > 1:
             parts += [f"{name} {value:.3f}" for name, value in means.items() if value is not None]
-        for name in ("malformed", "failed"):
+        for name in ("malformed", "failed", "held_back"):
             if logs.get(f"render/{name}"):
-                parts.append(f"{name} {logs[f'render/{name}']:.0%}")
+                parts.append(f"{name.replace('_', ' ')} {logs[f'render/{name}']:.0%}")
         parts.append(f"{time.perf_counter() - self.start:.0f} s")
         say("  ".join(parts))
 

@@ -18,11 +18,15 @@ from brushup.render import default_device
 
 @dataclass(frozen=True)
 class Enhancement:
-    """A rewrite: `prompt` is what to draw; `fell_back` if the answer was malformed and it is the user's own prompt."""
+    """A rewrite: `prompt` is what to draw; `fell_back` if the answer was malformed and it is the user's own prompt.
+
+    `answer` is all that the policy wrote.
+    """
 
     user_prompt: str
     prompt: str
     fell_back: bool
+    answer: str
 
 
 def vision_placeholder_ids(config: object) -> list[int]:
@@ -136,8 +140,8 @@ class PromptEnhancer:
             for start in range(0, len(repeated), batch_size):
                 asked, pictures = zip(*repeated[start : start + batch_size], strict=True)
                 answers = self._answer(asked, pictures, max_new_tokens, temperature)
-                for user_prompt, answer in zip(asked, answers, strict=True):
-                    enhancements.append(Enhancement(user_prompt, answer or user_prompt, fell_back=answer is None))
+                for user_prompt, (answer, rewrite) in zip(asked, answers, strict=True):
+                    enhancements.append(Enhancement(user_prompt, rewrite or user_prompt, rewrite is None, answer))
         self.model.train(was_training)
         if n > 1:
             enhancements = [enhancements[start : start + n] for start in range(0, len(enhancements), n)]
@@ -149,7 +153,8 @@ class PromptEnhancer:
         images: Sequence[Image.Image | None],
         max_new_tokens: int,
         temperature: float,
-    ) -> list[str | None]:
+    ) -> list[tuple[str, str | None]]:
+        """What the policy wrote to each prompt, and the rewrite in it; None if it is malformed."""
         messages = [build_messages(prompt) for prompt in user_prompts]
         pictures = {}
         if isinstance(self.processor, ProcessorMixin):
@@ -178,4 +183,4 @@ class PromptEnhancer:
         )[:, inputs["input_ids"].shape[1] :]
         finished = torch.isin(generated, torch.tensor(list(ends), device=generated.device)).any(dim=1).tolist()
         texts = tokenizer.batch_decode(generated, skip_special_tokens=True)
-        return [parse_answer(text, done) for text, done in zip(texts, finished, strict=True)]
+        return [(text, parse_answer(text, done)) for text, done in zip(texts, finished, strict=True)]

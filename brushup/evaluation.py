@@ -1,7 +1,10 @@
 """Draws and scores one way of prompting (an `Arm`) on held-out prompts, from the same seeds as any other way."""
 
+import asyncio
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -25,7 +28,8 @@ class Arm:
     `rewards` are by name, over the pictures of a prompt; `right` is the share of its pictures, 0..1, that the checker
     calls right; `tokens` is the length of the prompt for each tokenizer of the generator; `pictures` has the first
     picture of the first prompts, made smaller; `malformed` marks answers that the user's prompt stands in for.
-    `errors` say what failed.
+    `errors` say what failed. `totals` are what the rewards come to (see `Objective.totals`), once `Validation` knows
+    those of the users' own prompts.
     """
 
     prompts: list[str]
@@ -35,6 +39,7 @@ class Arm:
     tokens: list[dict[str, int]]
     malformed: list[bool]
     errors: list[str] = field(default_factory=list)
+    totals: list[float | None] = field(default_factory=list)
 
     @classmethod
     def joined(cls, parts: "Sequence[Arm]") -> "Arm":
@@ -44,15 +49,11 @@ class Arm:
     def select(self, indices: Sequence[int]) -> "Arm":
         """The arm over some of the prompts."""
         columns = [name.name for name in fields(self) if name.name != "errors"]
-        return Arm(*([vars(self)[name][index] for index in indices] for name in columns))
+        return Arm(**{name: [vars(self)[name][index] for index in indices] for name in columns})
 
     def scores(self, name: str) -> list[float | None]:
         """One reward of each prompt."""
         return [None if row is None else row[name] for row in self.rewards]
-
-    def totals(self, weights: dict[str, float]) -> list[float | None]:
-        """The weighted sum of the rewards of each prompt."""
-        return [None if row is None else sum(weights[name] * row[name] for name in weights) for row in self.rewards]
 
     def mean_rewards(self) -> dict[str, float]:
         scored = [row for row in self.rewards if row is not None]
@@ -73,6 +74,7 @@ def evaluate_prompts(
     seed: int,
     checker: Callable | None = None,
     malformed: Sequence[bool] | None = None,
+    answers: Sequence[str | None] | None = None,
     pictures_kept: int = PICTURES_KEPT,
 ) -> Arm:
     """Draws `prompts`, one for each validation row, and scores them against the rows' own `user_prompt`s.
@@ -86,6 +88,7 @@ def evaluate_prompts(
         seed: each arm of a comparison gets the same, and so the same noise for the same row.
         checker: `(images, scene) -> right or wrong` of each picture.
         malformed: marks prompts that stand in for a malformed answer.
+        answers: what the policy answered, for rewards that look at it; None if no policy wrote the prompts.
         pictures_kept: of so many rows the first picture is kept.
     """
     jobs = [
@@ -96,7 +99,8 @@ def evaluate_prompts(
     try:
         results = worker.submit(jobs, return_images=True).result() if jobs else []
         by_row = [results[start : start + images_per_prompt] for start in range(0, len(results), images_per_prompt)]
-        scores = text_scores(text_rewards, prompts, rows, [some[0].tokens for some in by_row])
+        tokens = [some[0].tokens for some in by_row]
+        scores = text_scores(text_rewards, prompts, rows, tokens, answers or [None] * len(rows))
         right = [_share_right(some, row, checker) for some, row in zip(by_row, rows, strict=True)]
     except Exception as error:
         by_row = [[RenderResult(error=f"{type(error).__name__}: {error}")]] * len(rows)
@@ -115,11 +119,34 @@ def evaluate_prompts(
     )
 
 
+@dataclass
+class TextReward:
+    """A text reward that says which it is when it fails.
+
+    Raises:
+        RuntimeError: when called: it raised, or did not return a number or None for each completion.
+    """
+
+    name: str
+    function: Callable
+
+    def __call__(self, completions: list, **columns: Any) -> list[float | None]:
+        try:
+            scores = self.function(completions=completions, **columns)
+            scores = list(asyncio.run(scores) if inspect.isawaitable(scores) else scores)
+            scores = [None if score is None else float(score) for score in scores]
+        except Exception as error:
+            raise RuntimeError(f"reward {self.name!r} failed: {type(error).__name__}: {error}") from error
+        if len(scores) != len(completions):
+            raise RuntimeError(f"reward {self.name!r} returned {len(scores)} scores for {len(completions)} rewrites")
+        return scores
+
+
 def load_text_rewards(rewards: RewardConfig) -> dict[str, Callable]:
     """The text rewards that `reward_funcs` names, by label; the worker loads the image rewards."""
     with whole_on_each_rank():
         return {
-            label(name): load_reward(name, **rewards.kwargs_of_reward(name))
+            label(name): TextReward(label(name), load_reward(name, **rewards.kwargs_of_reward(name)))
             for name in rewards.reward_funcs
             if not is_image_reward(name)
         }
@@ -133,19 +160,25 @@ def _thumbnail(image: Image.Image | None) -> Image.Image | None:
 
 
 def text_scores(
-    rewards: dict[str, Callable], prompts: Sequence[str], rows: Sequence[dict], tokens: list[dict[str, int]]
+    rewards: dict[str, Callable],
+    prompts: Sequence[str],
+    rows: Sequence[dict],
+    tokens: list[dict[str, int]],
+    answers: Sequence[str | None],
 ) -> list[dict[str, float | None]]:
     """The text rewards of each row, by name: of `prompts`, as answers to the rows' `user_prompt`.
 
     Args:
         rows: as for `evaluate_prompts`; all columns reach the rewards.
         tokens: the length of each prompt for each tokenizer of the generator.
+        answers: what the policy answered; None where no policy wrote the prompt.
     """
     columns = {name: [row[name] for row in rows] for name in (rows[0] if rows else ())}
     columns |= {
         "prompts": columns.pop("prompt", []),
         "completions": [[{"role": "assistant", "content": prompt}] for prompt in prompts],
         "rewrite_tokens": tokens,
+        "answer": list(answers),
     }
     scores = {name: reward(**columns) for name, reward in rewards.items()} if rows else {}
     return [{name: some[index] for name, some in scores.items()} for index in range(len(rows))]

@@ -17,6 +17,7 @@ from brushup.rewards import label
 
 
 PICTURE = "images/before_after.png"
+SHAPING = {"transform": "reward_transforms", "gate": "reward_gates", "gain_gate": "gain_gates"}
 
 
 def run_settings(
@@ -44,7 +45,15 @@ def run_settings(
         "validation_prompts": {"file": data.validation_prompts, "n": validation_count},
         "pictures": {name: value for name, value in render.picture_settings().items() if value != default[name]},
         "rewards": {
-            label(name): {"weight": weight, "kwargs": args.kwargs_of_reward(name)}
+            label(name): {
+                "weight": weight,
+                "kwargs": args.kwargs_of_reward(name),
+                **{
+                    key: args.by_reward(setting)[written]
+                    for key, setting in SHAPING.items()
+                    for written in {name, label(name)} & args.by_reward(setting).keys()
+                },
+            }
             for name, weight in zip(args.reward_funcs, weights, strict=True)
         },
         "checker": args.checker,
@@ -309,7 +318,11 @@ def _interval(bounds: list[float]) -> str:
 
 def _how_it_was_trained(folder: Path, settings: dict) -> str:
     rewards = [
-        [f"`{name}`", f"{reward['weight']:g}", _words(reward["kwargs"])]
+        [
+            f"`{name}`",
+            f"{reward['weight']:g}",
+            _words(reward["kwargs"] | {key: reward[key] for key in SHAPING if key in reward}),
+        ]
         for name, reward in settings["rewards"].items()
     ]
     drawing = {name: value for name, value in settings["pictures"].items() if name != "generator"}
@@ -352,6 +365,10 @@ def _limits(folder: Path, results: dict, own: str) -> str:
         "of the scorer. It is no safety filter. A malformed answer is replaced by the user's own prompt.",
         f"The licence of {_link(base_model(folder))} holds for this model; the generator has its own.",
     ]
+    if warnings := dict.fromkeys(sign for signs in results.get("reward_hacking", {}).values() for sign in signs):
+        limits[0] += " There were signs that it learnt to please them only:\n" + "\n".join(
+            f"    - {warning}" for warning in warnings
+        )
     if any("clip" in name.lower() for name in settings["rewards"]):
         limits.insert(
             1,

@@ -2,6 +2,8 @@
 
 import base64
 import io
+import itertools
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from PIL import Image
@@ -108,6 +110,21 @@ def settings_of(render: RenderConfig, rewards: RewardConfig) -> dict[str, Any]:
         "reward_funcs": sorted(map(label, image_rewards)),
         "reward_kwargs": {label(name): rewards.kwargs_of_reward(name) for name in image_rewards},
     }
+
+
+def whole_rewrites(jobs: Sequence[RenderJob], size: int) -> list[list[RenderJob]]:
+    """Cuts jobs into parts of at most `size`, but never between the pictures of one rewrite: rewards may compare them.
+
+    A rewrite of more than `size` pictures, which follow each other in `jobs`, is a part by itself.
+    """
+    parts: list[list[RenderJob]] = []
+    for _, pictures in itertools.groupby(jobs, key=lambda job: (job.user_prompt, job.prompt)):
+        pictures = list(pictures)
+        if parts and len(parts[-1]) + len(pictures) <= size:
+            parts[-1] += pictures
+        else:
+            parts.append(pictures)
+    return parts
 
 
 def to_job(job: RenderJob) -> Job:

@@ -19,7 +19,7 @@ PIXEL_ART = 64  # pixels: smaller pictures are shown with hard edges
 
 
 def write_report(output: Path, results: dict[str, Any], arms: dict[str, Arm], rows: list[dict]) -> str:
-    """Writes the three files; what training left in results.json (`validation`, `settings`) stays there.
+    """Writes the three files; what training left in results.json (`validation`, `settings`, `reward_hacking`) stays.
 
     Args:
         output: the folder of a training run, or any other.
@@ -34,9 +34,11 @@ def write_report(output: Path, results: dict[str, Any], arms: dict[str, Arm], ro
     file = output / "results.json"
     training = json.loads(file.read_text()) if file.is_file() else {}
     results = {name: training[name] for name in ("validation", "settings") if name in training} | results
+    results["reward_hacking"] = training.get("reward_hacking", {}) | results["reward_hacking"]
+    warnings = list(dict.fromkeys(sign for signs in results["reward_hacking"].values() for sign in signs))
     file.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
     verdicts = [verdict(name, gains) for name, gains in shown_differences(results).items()]
-    (output / "report.md").write_text(markdown_report(results, verdicts))
+    (output / "report.md").write_text(markdown_report(results, verdicts, warnings))
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("brushup", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
@@ -44,14 +46,16 @@ def write_report(output: Path, results: dict[str, Any], arms: dict[str, Arm], ro
     page = environment.get_template("report.html.jinja").render(
         results=results,
         verdicts=verdicts,
+        warnings=warnings,
         gains=shown_differences(results),
         chart=interval_chart(shown_differences(results)),
         curves=training_curves(output),
-        examples=examples(arms, rows, results["evaluation"]["weights"]),
+        examples=examples(arms, rows),
         by={"category": "By category", "difficulty": "By difficulty"},
     )
     (output / "report.html").write_text(page)
-    return "\n".join([results_table(results["arms"]), "", *verdicts, "", f"saved to {output}/report.html"])
+    shown = [f"reward hacking? {warning}" for warning in warnings]
+    return "\n".join([results_table(results["arms"]), "", *verdicts, *shown, "", f"saved to {output}/report.html"])
 
 
 def policies(results: dict[str, Any]) -> list[str]:
@@ -90,7 +94,7 @@ def _percent(value: float | None) -> str:
     return "–" if value is None else f"{value:.1%}"
 
 
-def markdown_report(results: dict[str, Any], verdicts: list[str]) -> str:
+def markdown_report(results: dict[str, Any], verdicts: list[str], warnings: list[str]) -> str:
     """The tables, without pictures."""
     setting = results["evaluation"]
     arms = results["arms"]
@@ -109,6 +113,7 @@ def markdown_report(results: dict[str, Any], verdicts: list[str]) -> str:
         f"in each line; weights {setting['weights']}.",
         results_table(arms),
         "\n".join(f"- {line}" for line in verdicts),
+        "\n".join(["## Reward hacking?", "", *(f"- {line}" for line in warnings)]) if warnings else "",
         markdown_table(shares),
         markdown_table(lengths) if len(lengths) > 1 else "",
     ]
@@ -175,14 +180,14 @@ def training_curves(output: Path) -> list[dict[str, Any]]:
     ]
 
 
-def examples(arms: dict[str, Arm], rows: list[dict], weights: dict[str, float]) -> list[dict[str, Any]]:
+def examples(arms: dict[str, Arm], rows: list[dict]) -> list[dict[str, Any]]:
     """Of each category the prompts that gained most and least over the user's own, and some at random.
 
     The gain is that of the first trained policy, the arm after `untrained`.
     """
     names = list(arms)
     judged = arms[names[names.index("untrained") + 1]]
-    before, after = arms["original"].totals(weights), judged.totals(weights)
+    before, after = arms["original"].totals, judged.totals
     gains = {
         index: after[index] - before[index]
         for index in range(len(rows))

@@ -22,7 +22,7 @@ from ray import serve
 from ray.exceptions import RayActorError
 from ray.serve.handle import DeploymentHandle
 
-from brushup.protocol import MAX_BODY_BYTES, Info, Problem, Result, ScoreReply, ScoreRequest
+from brushup.protocol import MAX_BODY_BYTES, Info, Problem, Result, ScoreReply, ScoreRequest, whole_rewrites
 from brushup.worker import LocalWorker, RenderJob, RenderResult
 
 
@@ -205,8 +205,8 @@ class Gateway:
                 raise HTTPException(422, f"this service has no reward {name!r}; it was started with {rewards}")
         jobs = [RenderJob(job.prompt, job.user_prompt, job.seed) for job in request.jobs]
         size = min(self.batch_size, -(-len(jobs) // self.info.num_replicas))  # so that all replicas have something
-        chunks = [jobs[start : start + size] for start in range(0, len(jobs), size)]
-        results = [result for some in await asyncio.gather(*map(self._score, chunks)) for result in some]
+        parts = await asyncio.gather(*map(self._score, whole_rewrites(jobs, size)))
+        results = [result for part in parts for result in part]
         encode = functools.partial(Result.of, rewards=request.rewards, image_format=request.images)
         if request.images == "none":
             return ScoreReply(results=list(map(encode, results)))
@@ -228,18 +228,25 @@ class Gateway:
         return results
 
     async def _draw(self, jobs: list[RenderJob]) -> list[RenderResult]:
-        """The results of a replica; of another one if that dies; one by one if it takes too long."""
+        """The results of a replica; of another one if that dies; one rewrite after the other if it takes too long."""
         for _ in range(ATTEMPTS):
             try:
-                results, batch_size = await self.replicas.score.remote(jobs)
+                if (
+                    len(jobs) > self.batch_size
+                ):  # the pictures of one rewrite: the replica draws them in several batches
+                    results, batch_size = await self.replicas.score_now.remote(jobs), len(jobs)
+                else:
+                    results, batch_size = await self.replicas.score.remote(jobs)
                 if batch_size:
                     self.batches.observe(batch_size)
                 # It may have been another job of the batch that took so long
-                late = [(result.error or "").startswith(TIMEOUT) for result in results]
-                return [
-                    (await self.replicas.score_now.remote([job]))[0] if again else result
-                    for job, result, again in zip(jobs, results, late, strict=True)
+                late = [
+                    job for job, result in zip(jobs, results, strict=True) if (result.error or "").startswith(TIMEOUT)
                 ]
+                again: dict[RenderJob, RenderResult] = {}
+                for pictures in whole_rewrites(late, 1):
+                    again |= zip(pictures, await self.replicas.score_now.remote(pictures), strict=True)
+                return [again.get(job, result) for job, result in zip(jobs, results, strict=True)]
             except RayActorError as death:
                 logger.warning("a replica died with %d jobs; another gets them: %s", len(jobs), death)
                 self.retries.inc(len(jobs))

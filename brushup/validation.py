@@ -16,6 +16,7 @@ from brushup.comparison import Measures
 from brushup.config import EvaluationConfig, PromptEnhancerConfig
 from brushup.enhancer import Enhancement, PromptEnhancer
 from brushup.evaluation import PICTURES_KEPT, Arm, evaluate_prompts
+from brushup.objective import Objective
 from brushup.rewards import resolve
 from brushup.worker import LocalWorker
 
@@ -32,7 +33,7 @@ class Validation:
         rows: as `load_prompts` gives them.
         worker: as for `PromptEnhancerTrainer`.
         text_rewards: by name.
-        weights: of each reward, by name.
+        objective: how the rewards become a total.
         args: `seed`, `validation_images_per_prompt`, `checker`, `success_threshold` and how answers are written count.
         pictures_kept: of so many rows (of each rank) an arm keeps the first picture.
     """
@@ -42,12 +43,13 @@ class Validation:
         rows: list[dict],
         worker: LocalWorker,
         text_rewards: dict[str, Callable],
-        weights: dict[str, float],
+        objective: Objective,
         args: PromptEnhancerConfig | EvaluationConfig,
         pictures_kept: int = PICTURES_KEPT,
     ):
         self.rows = rows
-        self.measures = Measures(rows, weights, args.success_threshold, worker.token_limits)
+        self.objective = objective
+        self.measures = Measures(rows, objective.weights, args.success_threshold, worker.token_limits)
         self._evaluate = functools.partial(
             evaluate_prompts,
             worker=worker,
@@ -69,7 +71,9 @@ class Validation:
     @functools.cached_property
     def original(self) -> Arm:
         """The users' own prompts."""
-        return self.draw([row["user_prompt"] for row in self.share])
+        arm = self._draw([row["user_prompt"] for row in self.share])
+        arm.totals = self.objective.totals(arm.rewards, arm.rewards)
+        return arm
 
     def rewrite(self, enhancer: PromptEnhancer) -> list[Enhancement]:
         """The enhancer's likeliest rewrites of this rank's share."""
@@ -80,17 +84,22 @@ class Validation:
             **self._writing,
         )[: len(self.share)]
 
-    def draw(self, prompts: Sequence[str], malformed: Sequence[bool] | None = None) -> Arm:
+    def draw(self, prompts: Sequence[str], **answers: Any) -> Arm:
         """The arm over all rows.
 
         Args:
             prompts: what to draw for each row of this rank's `share`.
-            malformed: marks those that stand in for a malformed answer.
+            **answers: `answers` and `malformed` of `evaluate_prompts`, if a policy wrote the prompts.
 
         Raises:
             RuntimeError: on all ranks alike, if not one prompt could be drawn and scored.
         """
-        arm = Arm.joined(gather_object([self._evaluate(prompts, self.share, malformed=malformed)]))
+        arm = self._draw(prompts, **answers)
+        arm.totals = self.objective.totals(arm.rewards, self.original.rewards)
+        return arm
+
+    def _draw(self, prompts: Sequence[str], **answers: Any) -> Arm:
+        arm = Arm.joined(gather_object([self._evaluate(prompts, self.share, **answers)]))
         if arm.errors:
             kinds = "; ".join(f"{count} x {error}" for error, count in Counter(arm.errors).most_common(3))
             logger.warning(
@@ -102,7 +111,11 @@ class Validation:
 
     def draw_rewrites(self, enhancements: Sequence[Enhancement]) -> Arm:
         """The arm over all rows; `enhancements` are of this rank's share."""
-        return self.draw([one.prompt for one in enhancements], [one.fell_back for one in enhancements])
+        return self.draw(
+            [one.prompt for one in enhancements],
+            malformed=[one.fell_back for one in enhancements],
+            answers=[one.answer for one in enhancements],
+        )
 
     def summary(self, arm: Arm) -> dict[str, Any]:
         """As in results.json: see `Measures.summary`."""
@@ -116,7 +129,7 @@ class Validation:
         values = {name: summary[name] for name in names} | {"right_pictures": summary["checker_accuracy"]}
         values |= {f"rewards/{name}/mean": mean for name, mean in summary["rewards"].items()}
         for category, indices in self.measures.groups("category").items():
-            totals = [total for total in arm.select(indices).totals(self.measures.weights) if total is not None]
+            totals = [total for total in arm.select(indices).totals if total is not None]
             values[f"reward_by_category/{category}"] = float(np.mean(totals)) if totals else None
         return {name: value for name, value in values.items() if value is not None}
 
@@ -145,4 +158,5 @@ class Validation:
             return None
         names = ("rewrite", "rewards", "right_pictures", "tokens", "malformed")
         prompts, rewards, right, tokens, malformed = ([row[name] for row in rows] for name in names)
-        return Arm(prompts, rewards, [None] * len(rows), right, tokens, malformed)
+        totals = self.objective.totals(rewards, [row["original_rewards"] for row in rows])
+        return Arm(prompts, rewards, [None] * len(rows), right, tokens, malformed, totals=totals)

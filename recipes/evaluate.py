@@ -28,9 +28,11 @@ from brushup.console import quiet_libraries, say
 from brushup.data import load_prompts
 from brushup.enhancer import PromptEnhancer
 from brushup.evaluation import STATIC_SUFFIX, Arm, load_text_rewards
+from brushup.objective import Objective, check_rewards
 from brushup.originals import DEFAULT_FOLDER
 from brushup.report import write_report
-from brushup.rewards import label, resolve
+from brushup.reward_hacking import held_out_signs
+from brushup.rewards import label
 from brushup.validation import Validation
 from brushup.workers import get_worker
 
@@ -47,13 +49,14 @@ def main(render: RenderConfig, args: EvaluationConfig) -> None:
     weights = dict(zip(map(label, args.reward_funcs), given, strict=True))
     args.reward_funcs = list(dict.fromkeys([*args.reward_funcs, *args.eval_reward_funcs]))
     for name in args.reward_funcs:
-        resolve(name)
-        weights.setdefault(label(name), 0.0)  # looked at, and not part of the weighted sum
+        weights.setdefault(label(name), 0.0)  # looked at, and not part of the total
+    check_rewards(args, validation_images_per_prompt=args.validation_images_per_prompt)
+    objective = Objective.from_config(args, list(weights.values()))
 
     # Worker: draws and scores, in this process or in a service
     render.originals_cache = render.originals_cache or str(DEFAULT_FOLDER)
     worker = get_worker(render, args)
-    validation = Validation(rows, worker, load_text_rewards(args), weights, args, pictures_kept=len(rows))
+    validation = Validation(rows, worker, load_text_rewards(args), objective, args, pictures_kept=len(rows))
 
     # Arms
     arms: dict[str, Arm] = {}
@@ -91,10 +94,20 @@ def main(render: RenderConfig, args: EvaluationConfig) -> None:
             results["arms"][name] |= cost
         results["seconds"] = round(time.time() - start, 1)
         results["images_drawn"] = sum(cost["images_drawn"] for cost in costs.values())
+        monitors = [name for name, weight in weights.items() if not weight]
+        before = {"untrained": arms["untrained"]}
+        results["reward_hacking"] = {
+            "held_out": [
+                str(sign)
+                for name in names
+                for sign in held_out_signs(before, name, arms[name], monitors, worker.token_limits)
+            ]
+        }
         results["evaluation"] = {
             "prompts": args.validation_prompts,
             "policies": {"untrained": args.model_name_or_path} | dict(zip(names, adapters, strict=True)),
             "weights": weights,
+            **{name: args.by_reward(name) for name in ("reward_transforms", "reward_gates", "gain_gates")},
             "images_per_prompt": args.validation_images_per_prompt,
             "seed": args.seed,
             "success_threshold": args.success_threshold,

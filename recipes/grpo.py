@@ -33,6 +33,7 @@ from brushup.evaluation import before_after_sheet
 from brushup.hub import open_repo, publish
 from brushup.interrupt import StopOnSignal, last_checkpoint
 from brushup.model_card import run_settings, write_model_card
+from brushup.objective import check_rewards
 from brushup.policy import load_policy
 from brushup.rewards import catalog, resolve
 from brushup.tracking import Tracking, check_trackers
@@ -55,8 +56,13 @@ def main(data: DataConfig, render: RenderConfig, args: PromptEnhancerConfig, mod
         train_prompts = order_rows(train_prompts, data.balance_by, data.curriculum, args.seed)
         args.shuffle_dataset = False
     validation_prompts = load_prompts(data.validation_prompts, "validation", data.prompt_column, data.skip_bad_rows)
-    for name in (*args.reward_funcs, *([args.checker] if args.checker else [])):
-        resolve(name)
+    check_rewards(
+        args,
+        images_per_prompt=args.images_per_prompt,
+        validation_images_per_prompt=args.validation_images_per_prompt,
+    )
+    if args.checker:
+        resolve(args.checker)
     check_trackers(args.report_to)
     checkpoint = args.resume_from_checkpoint
     if checkpoint == "true":
@@ -96,6 +102,8 @@ def main(data: DataConfig, render: RenderConfig, args: PromptEnhancerConfig, mod
         return trainer.end()
 
     # Train
+    if checkpoint:
+        trainer.load_arms(Path(checkpoint))
     trainer.train(resume_from_checkpoint=checkpoint)
     if stop.received:
         say(
@@ -103,6 +111,7 @@ def main(data: DataConfig, render: RenderConfig, args: PromptEnhancerConfig, mod
             f"    --resume_from_checkpoint {last_checkpoint(args.output_dir)}"
         )
         raise SystemExit(128 + stop.received)
+    hacked = trainer.hacking_watch.signs if args.stop_on_reward_hacking else {}
     trainer.save_model(args.output_dir)
     trainer.save_state()  # what was logged, for the report
 
@@ -113,13 +122,13 @@ def main(data: DataConfig, render: RenderConfig, args: PromptEnhancerConfig, mod
     step = trainer.state.global_step
     if step not in trainer.arms:
         trainer.evaluate()
-    untrained = trainer.arms.get(0) or trainer.validation.load(Path(checkpoint).parent / "validation_0.json")
-    arms = {"original": trainer.validation.original, "untrained": untrained, "trained": trainer.arms[step]}
+    arms = {"original": trainer.validation.original, "untrained": trainer.arms.get(0), "trained": trainer.arms[step]}
     arms = {name: arm for name, arm in arms.items() if arm}  # the untrained one is not known after every resume
     results = compare(arms, trainer.validation.measures) | {
         "validation": {step: arm.mean_rewards() for step, arm in sorted(trainer.arms.items())},
         "seconds": round(time.time() - start, 1),
         "images_drawn": sum(gather_object([worker.images_drawn])),
+        "reward_hacking": {"training": trainer.hacking_watch.found},
         "settings": run_settings(data, render, args, model, len(train_prompts), len(validation_prompts), step),
     }
     if state.is_main_process:
@@ -134,10 +143,19 @@ def main(data: DataConfig, render: RenderConfig, args: PromptEnhancerConfig, mod
         if gain["ci95"]:
             low, high = gain["ci95"]
             say(f"trained - untrained {name}: {gain['mean']:+.3f} (95 % interval {low:+.3f} to {high:+.3f})")
-    if untrained:
+    if "untrained" in arms:
         say(f"trained beats untrained on {results['win_rate']:.0%} of the prompts")
     say(f"{results['images_drawn']:,} pictures, {results['seconds']:.0f} s; saved to {args.output_dir}")
+    for sign in trainer.hacking_watch.found:
+        say(f"reward hacking? {sign}")
     trainer.end()
+    if hacked:
+        say(
+            f"stopped by stop_on_reward_hacking after step {step} of {trainer.state.max_steps}; nothing is pushed. "
+            "Mend the rewards and train anew, or go on as it is with\n    --stop_on_reward_hacking false "
+            f"--resume_from_checkpoint {last_checkpoint(args.output_dir)}"
+        )
+        raise SystemExit(1)
     if repo_id and state.is_main_process:
         try:
             say(f"pushed to {publish(args.output_dir, repo_id)}")

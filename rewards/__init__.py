@@ -3,7 +3,9 @@
 An *image reward* is `(images, user_prompts, prompts) -> list[float | None]`; it is loaded where the pictures are. A
 *text reward* has TRL's signature, `(prompts, completions, **columns) -> list[float | None]`, and gets parsed
 completions. Either is a function, or a class that is built with the keyword arguments that stand beside its name
-(an image reward's class also with `device`). The first parameter's name, `images` or not, tells which it is.
+(an image reward's class also with `device`, if it takes that). The first parameter's name, `images` or not, tells
+which it is. One that compares the pictures of a rewrite says so by the attribute `least_pictures = 2`: all pictures
+of a rewrite come in one call.
 """
 
 import difflib
@@ -19,6 +21,8 @@ REWARDS = {
     "aesthetic": "brushup.rewards.aesthetic:Aesthetic",
     "clip": "brushup.rewards.clip:ClipReward",
     "compression": "brushup.rewards.compression:CompressionReward",
+    "diversity": "brushup.rewards.diversity:Diversity",
+    "format": "brushup.rewards.format:format_reward",
     "hpsv2": "brushup.rewards.hpsv2:HPSv2",
     "image_quality": "brushup.rewards.image_quality:image_quality",
     "image_reward": "brushup.rewards.image_reward:ImageReward",
@@ -32,6 +36,7 @@ REWARDS = {
     "repetition": "brushup.rewards.repetition:RepetitionReward",
     "safety": "brushup.rewards.safety:SafetyReward",
     "siglip": "brushup.rewards.siglip:SigLIP",
+    "style_consistency": "brushup.rewards.style_consistency:StyleConsistency",
     "vqa": "brushup.rewards.vqa:VQAReward",
 }
 
@@ -77,19 +82,26 @@ def is_image_reward(name: str) -> bool:
 
 
 def load_reward(name: str, **kwargs: Any) -> Callable:
-    """The reward of that name, ready to call; `kwargs` build it if it is a class.
+    """The reward of that name, ready to call; `kwargs` build it if it is a class, `device` if it asks for that.
 
     Raises:
-        ValueError: as `resolve`, or `kwargs` for a reward that takes none, or that do not fit.
+        ValueError: as `check_kwargs`.
     """
     target = resolve(name)
-    if not inspect.isclass(target):
+    if "device" not in inspect.signature(target).parameters or not inspect.isclass(target):
         kwargs.pop("device", None)
+    check_kwargs(name, kwargs)
+    return target(**kwargs) if inspect.isclass(target) else target
+
+
+def check_kwargs(name: str, kwargs: dict[str, Any]) -> None:
+    """Raises a ValueError as `resolve`, or if the reward takes no such keyword arguments."""
+    target = resolve(name)
+    if not inspect.isclass(target):
         if kwargs:
             raise ValueError(f"reward {name!r} is a function and takes no reward_kwargs, but got {', '.join(kwargs)}")
-        return target
+        return
     try:
         inspect.signature(target).bind(**kwargs)
     except TypeError as error:
         raise ValueError(f"reward_kwargs of {name!r}: {error}; it takes {inspect.signature(target)}") from error
-    return target(**kwargs)

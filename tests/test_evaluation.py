@@ -5,6 +5,7 @@ from PIL import Image
 from brushup.comparison import Measures, paired_difference, results_table, win_rate
 from brushup.evaluation import Arm, before_after_sheet, evaluate_prompts
 from brushup.grid import CELL, GAP, can_write
+from brushup.objective import Objective
 from brushup.rewards import load_reward
 from brushup.tiny_world import canonical_caption, check_pictures
 
@@ -13,7 +14,7 @@ def arm(*scores, prompts=None, tokens=None):
     nothing = [None] * len(scores)
     rewards = [None if score is None else {"clip": score} for score in scores]
     prompts, tokens = prompts or ["p"] * len(scores), tokens or [{}] * len(scores)
-    return Arm(prompts, rewards, nothing, nothing, tokens, [False] * len(scores))
+    return Arm(prompts, rewards, nothing, nothing, tokens, [False] * len(scores), totals=list(scores))
 
 
 def test_paired_difference_leaves_failed_pairs_out():
@@ -38,14 +39,18 @@ def test_win_rate_counts_ties_half():
     assert win_rate([None], [0.1]) is None
 
 
-def test_differences_use_the_weights():
-    empty = [[None] * 2, [None] * 2, [{}] * 2, [False] * 2]
-    before = Arm(["p"] * 2, [{"a": 1.0, "b": 0.0}, {"a": 0.0, "b": 0.0}], *empty)
-    after = Arm(["p"] * 2, [{"a": 0.5, "b": 9.0}, {"a": 0.0, "b": 5.0}], *empty)
+def test_differences_use_the_totals():
+    rewards = [{"a": 1.0, "b": 0.0}, {"a": 0.0, "b": 0.0}], [{"a": 0.5, "b": 9.0}, {"a": 0.0, "b": 5.0}]
     rows = [{"user_prompt": "p"}] * 2
-    monitored = Measures(rows, {"a": 1.0, "b": 0.0}, None, {}).differences(after, before)
-    assert monitored["win_rate"] == 0.25 and monitored["reward"]["mean"] == -0.25 and monitored["b"]["mean"] == 7.0
-    assert Measures(rows, {"a": 1.0, "b": 0.1}, None, {}).differences(after, before)["win_rate"] == 1.0
+    for weight, win_rate_, gain in ((0.0, 0.25, -0.25), (0.1, 1.0, 0.45)):
+        objective = Objective({"a": 1.0, "b": weight})
+        before, after = (
+            Arm(["p"] * 2, some, *[[None] * 2] * 2, [{}] * 2, [False] * 2, totals=objective.totals(some, rewards[0]))
+            for some in rewards
+        )
+        differences = Measures(rows, objective.weights, None, {}).differences(after, before)
+        assert differences["win_rate"] == win_rate_ and differences["b"]["mean"] == 7.0
+        assert differences["reward"]["mean"] == pytest.approx(gain)
 
 
 def test_a_summary():
@@ -78,7 +83,10 @@ def test_an_arm_on_the_tiny_world(worker, validation_rows):
             "canonical": [canonical_caption(row["scene"]) for row in rows],
         }.items()
     }
-    measures = Measures(rows, {"clip": 1.0, "keyword_retention": 0.0}, None, worker.token_limits)
+    objective = Objective({"clip": 1.0, "keyword_retention": 0.0})
+    for arm in arms.values():
+        arm.totals = objective.totals(arm.rewards, arms["original"].rewards)
+    measures = Measures(rows, objective.weights, None, worker.token_limits)
     summaries = {name: measures.summary(arm, arms["original"]) for name, arm in arms.items()}
     assert summaries["original"]["rewards"]["keyword_retention"] == 1.0
     assert summaries["canonical"]["above_original"] > 0.7 > summaries["original"]["above_original"] == 0.5

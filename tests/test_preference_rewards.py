@@ -10,7 +10,10 @@ import torch
 from conftest import TINY_WORLD
 from PIL import Image
 from safetensors.torch import load_file
+from torchmetrics.functional.multimodal import clip_score
+from torchvision.transforms.functional import pil_to_tensor
 from transformers import (
+    AutoTokenizer,
     BertConfig,
     BertModel,
     BertTokenizer,
@@ -88,6 +91,38 @@ def test_kinds():
 
 
 # ------------------------------------------------------------------------------------------- against the originals
+
+
+def test_clip_is_the_clip_score_of_torchmetrics(transformers_scorer):
+    """Another library, another implementation of CLIP, the same weights."""
+
+    class Features(CLIPModel):
+        """As torchmetrics expects it: transformers 5 returns the features as a part of a larger output."""
+
+        def get_image_features(self, *inputs):
+            return super().get_image_features(*inputs).pooler_output
+
+        def get_text_features(self, *inputs):
+            return super().get_text_features(*inputs).pooler_output
+
+    model = Features.from_pretrained(transformers_scorer)
+    processor = CLIPProcessor.from_pretrained(transformers_scorer)
+    clip = load_reward("clip", model_name=f"local-dir:{SCORER}", precision="fp32", **BATCH)
+    rng = random.Random(0)
+    scenes = rng.sample(world.all_scenes(), 10)
+    images = [world.draw_scene(scene, rng) for scene in scenes]
+    texts = [world.user_prompt(scene, "synonym", rng)[0] for scene in scenes]
+    with torch.no_grad():
+        seen = model.get_image_features(processor(images=images, return_tensors="pt").pixel_values)
+        read = model.get_text_features(*processor(text=texts, padding=True, return_tensors="pt").values())
+    assert torch.allclose(clip.backbone.image_features(images, 3), torch.nn.functional.normalize(seen), atol=1e-5)
+    assert torch.allclose(clip.backbone.text_features(texts, 3), torch.nn.functional.normalize(read), atol=1e-5)
+    scores = clip(images, texts, [""] * 10)
+    assert min(scores) > 0  # torchmetrics cuts the mean at 0, and not each score
+    wanted = clip_score([pil_to_tensor(image) for image in images], texts, lambda: (model, processor))
+    assert 100 * sum(scores) / 10 == pytest.approx(wanted.item(), abs=1e-3)
+    single = clip_score(pil_to_tensor(images[0]), texts[0], lambda: (model, processor))
+    assert 100 * scores[0] == pytest.approx(single.item(), abs=1e-3)
 
 
 def test_hpsv2_is_the_cosine_of_padded_pictures(architectures):
@@ -168,6 +203,84 @@ def tiny_pickscore(tmp_path_factory):
     return str(folder)
 
 
+# What to replace, in this order, in OpenCLIP's names for those of transformers.
+RENAMED = {
+    "visual.transformer.resblocks": "vision_model.encoder.layers",
+    "transformer.resblocks": "text_model.encoder.layers",
+    ".attn.": ".self_attn.",
+    ".ln_1": ".layer_norm1",
+    ".ln_2": ".layer_norm2",
+    ".c_fc": ".fc1",
+    ".c_proj": ".fc2",
+    "visual.class_embedding": "vision_model.embeddings.class_embedding",
+    "visual.conv1": "vision_model.embeddings.patch_embedding",
+    "visual.positional_embedding": "vision_model.embeddings.position_embedding.weight",
+    "visual.ln_pre": "vision_model.pre_layrnorm",
+    "visual.ln_post": "vision_model.post_layernorm",
+    "visual.proj": "visual_projection.weight",
+    "token_embedding": "text_model.embeddings.token_embedding",
+    "positional_embedding": "text_model.embeddings.position_embedding.weight",
+    "ln_final": "text_model.final_layer_norm",
+    "text_projection": "text_projection.weight",
+}
+
+
+def as_transformers_names(weights):
+    """The weights of an OpenCLIP model as transformers' `CLIPModel` names and shapes them."""
+    converted = {}
+    for name, weight in weights.items():
+        for old, new in RENAMED.items():
+            name = name.replace(old, new)
+        if ".in_proj_" in name:  # query, key and value in one
+            for part, rows in zip("qkv", weight.chunk(3), strict=True):
+                converted[name.replace("in_proj_", f"{part}_proj.")] = rows
+        else:
+            converted[name] = weight.T if "_projection" in name else weight
+    return converted
+
+
+@pytest.fixture(scope="module")
+def transformers_scorer(tmp_path_factory):
+    """The tiny world's OpenCLIP scorer as a `CLIPModel` of transformers with its processor: the same weights."""
+    folder = tmp_path_factory.mktemp("scorer")
+    settings = json.loads((SCORER / "open_clip_config.json").read_text())
+    shape = settings["model_cfg"]
+    vision, text = shape["vision_cfg"], shape["text_cfg"]
+    both = {"hidden_act": "gelu"}  # transformers' default is OpenAI's approximation of it
+    vision_config = both | {
+        "image_size": vision["image_size"],
+        "patch_size": vision["patch_size"],
+        "hidden_size": vision["width"],
+        "intermediate_size": 4 * vision["width"],
+        "num_hidden_layers": vision["layers"],
+        "num_attention_heads": vision["width"] // vision["head_width"],
+    }
+    text_config = both | {
+        "vocab_size": text["vocab_size"],
+        "max_position_embeddings": text["context_length"],
+        "hidden_size": text["width"],
+        "intermediate_size": 4 * text["width"],
+        "num_hidden_layers": text["layers"],
+        "num_attention_heads": text["heads"],
+        "bos_token_id": 0,
+        "eos_token_id": text["eos_id"],
+        "pad_token_id": text["eos_id"],
+    }
+    config = CLIPConfig(vision_config=vision_config, text_config=text_config, projection_dim=shape["embed_dim"])
+    model = CLIPModel(config)
+    model.load_state_dict(as_transformers_names(load_file(SCORER / "open_clip_model.safetensors")))
+    model.save_pretrained(folder)
+    size, norm = vision["image_size"], settings["preprocess_cfg"]
+    pictures = CLIPImageProcessor(
+        size={"shortest_edge": size},
+        crop_size={"height": size, "width": size},
+        image_mean=norm["mean"],
+        image_std=norm["std"],
+    )
+    CLIPProcessor(pictures, AutoTokenizer.from_pretrained(SCORER)).save_pretrained(folder)
+    return str(folder)
+
+
 def test_pickscore_is_that_of_the_model_card(tiny_pickscore):
     reward = load_reward("pickscore", model_name=tiny_pickscore, processor=tiny_pickscore, **BATCH)
     model, processor = CLIPModel.from_pretrained(tiny_pickscore), CLIPProcessor.from_pretrained(tiny_pickscore)
@@ -245,13 +358,14 @@ def test_image_reward_is_blips_mark(tiny_image_reward):
 # ------------------------------------------------------------------------------------------- right above wrong
 
 
-@pytest.mark.parametrize("name", ["clip", "hpsv2", "siglip"])
-def test_the_right_picture_is_above_a_wrong_one(name, architectures):
+@pytest.mark.parametrize("name", ["clip", "hpsv2", "pickscore", "siglip"])
+def test_the_right_picture_is_above_a_wrong_one(name, architectures, transformers_scorer):
     """With the tiny world's trained scorer, prompts in users' words and wrong pictures that differ in one thing."""
     kind = "siglip" if name == "siglip" else "clip"
-    reward = load_reward(
-        name, model_name=f"tiny-{kind}", pretrained=f"{architectures}/{kind}.pt", precision="fp32", device="cpu"
-    )
+    settings = {"model_name": f"tiny-{kind}", "pretrained": f"{architectures}/{kind}.pt", "precision": "fp32"}
+    if name == "pickscore":
+        settings = {"model_name": transformers_scorer, "processor": transformers_scorer}
+    reward = load_reward(name, device="cpu", **settings)
     rng, prompts, right, wrong = random.Random(0), [], [], []
     scenes = world.all_scenes()
     for scene in rng.sample(scenes, 100):

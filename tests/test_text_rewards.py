@@ -16,6 +16,7 @@ from transformers.integrations.deepspeed import (
 from brushup import tiny_world as world
 from brushup.config import RewardConfig
 from brushup.evaluation import load_text_rewards
+from brushup.prompts import parse_answer
 from brushup.rewards import is_image_reward, load_reward
 
 
@@ -24,7 +25,7 @@ def completions(*texts):
 
 
 def test_kinds():
-    assert not any(map(is_image_reward, ["intent", "language", "repetition"]))
+    assert not any(map(is_image_reward, ["format", "intent", "language", "repetition"]))
 
 
 # --------------------------------------------------------------------------------------------------- repetition
@@ -105,6 +106,42 @@ def test_language_without_its_package(monkeypatch):
         load_reward("language")
 
 
+# ------------------------------------------------------------------------------------------------------- format
+
+
+@pytest.mark.parametrize(
+    ("answer", "share"),
+    [
+        ("a red cup on a table", 1.0),
+        ("  \n a red cup\n on a\r\n table \n", 1.0),  # white space does not count
+        ("caf\u0065\u0301 tables", 1.0),  # an accent of its own: the parser writes é
+        ('"a red cup"', 9 / 11),
+        ("Prompt: a red cup", 9 / 17),
+        ("**Enhanced prompt:** a red cup", 9 / 30),
+        ("Sure, here you are!\n\na red cup\n\nLet me know if you want more.", 9 / 59),
+        ("<think>a cup, hm</think>a red cup", 9 / 33),
+        ("<think>a cup, hm", 0.0),  # malformed
+        ("I cannot do that.", 0.0),
+        (" \n ", 0.0),
+        ("", 0.0),
+    ],
+)
+def test_format_is_the_share_of_the_answer_that_is_the_prompt(answer, share):
+    rewrite = completions(parse_answer(answer) or "")
+    assert load_reward("format")(rewrite, answer=[answer], user_prompt=["a cup"]) == [pytest.approx(share)]
+
+
+def test_format_of_an_answer_that_the_users_prompt_stands_in_for():
+    """So it is in validation: the answer was malformed, or cut off."""
+    answers = ["<think>a", "a red cup on a ta"]
+    assert load_reward("format")(completions("a cup of mine", "a cup"), answer=answers) == [0.0, 0.0]
+
+
+def test_format_of_a_batch_and_of_what_no_policy_wrote():
+    answers = ["a red cup", None, "Prompt: a red cup"]
+    assert load_reward("format")(completions(*["a red cup"] * 3), answer=answers) == [1.0, 1.0, pytest.approx(9 / 17)]
+
+
 # ------------------------------------------------------------------------------------------------------- intent
 
 
@@ -170,5 +207,5 @@ def test_intent_is_whole_on_each_rank_under_zero3(encoder):
         assert is_deepspeed_zero3_enabled(), config  # the policy is still to be sharded
     finally:
         unset_hf_deepspeed_config()
-    assert reward.model.embeddings.word_embeddings.weight.shape == (12, 32)
+    assert reward.function.model.embeddings.word_embeddings.weight.shape == (12, 32)
     assert reward(completions("a cat"), user_prompt=["a cat"]) == [pytest.approx(1.0)]
