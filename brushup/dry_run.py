@@ -97,7 +97,8 @@ def dry_run(trainer: PromptEnhancerTrainer) -> str:
         lines.append(f"memory     at most {used:.1f} of {there:.1f} GiB of a GPU")
     if trainer.accelerator.is_main_process:
         row = validation.rows[0]
-        arm = evaluate_prompts([row["user_prompt"]], [row], trainer.worker, trainer.text_rewards, 1, args.seed)
+        count = args.validation_images_per_prompt
+        arm = evaluate_prompts([row["user_prompt"]], [row], trainer.worker, trainer.text_rewards, count, args.seed)
         if arm.errors:
             raise RuntimeError(f"a held-out prompt could not be drawn: {arm.errors[0]}")
         path = Path(args.output_dir) / "dry_run.png"

@@ -13,6 +13,7 @@ from trl import ModelConfig
 
 from brushup.comparison import markdown_table, results_table
 from brushup.config import DataConfig, PromptEnhancerConfig, RenderConfig, masked
+from brushup.reward_hacking import signs_in
 from brushup.rewards import label
 
 
@@ -365,7 +366,7 @@ def _limits(folder: Path, results: dict, own: str) -> str:
         "of the scorer. It is no safety filter. A malformed answer is replaced by the user's own prompt.",
         f"The licence of {_link(base_model(folder))} holds for this model; the generator has its own.",
     ]
-    if warnings := dict.fromkeys(sign for signs in results.get("reward_hacking", {}).values() for sign in signs):
+    if warnings := signs_in(results):
         limits[0] += " There were signs that it learnt to please them only:\n" + "\n".join(
             f"    - {warning}" for warning in warnings
         )

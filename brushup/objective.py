@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from brushup.config import RewardConfig
-from brushup.rewards import check_kwargs, is_image_reward, label, resolve
+from brushup.rewards import check_kwargs, is_image_reward, label, least_pictures, resolve
 
 
 Transform = Callable[[np.ndarray], np.ndarray]
@@ -215,12 +215,11 @@ def check_rewards(args: RewardConfig, **images_per_prompt: int) -> None:
     """
     for name in args.reward_funcs:
         check_kwargs(name, args.kwargs_of_reward(name))
-        least = getattr(resolve(name), "least_pictures", 1)
         for setting, count in images_per_prompt.items():
-            if count < least:
+            if count < least_pictures(name):
                 raise ValueError(
                     f"{setting} is {count}, but the reward {name!r} compares the pictures of a prompt: set it to "
-                    f"{least} or more"
+                    f"{least_pictures(name)} or more"
                 )
     Objective.from_config(args, [1.0] * len(args.reward_funcs))
 

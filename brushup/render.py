@@ -1,7 +1,9 @@
 """The renderer: a diffusers text-to-image pipeline that turns prompts and seeds into pictures."""
 
+import functools
 import inspect
 import logging
+import math
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 
 from brushup.config import RenderConfig
@@ -25,6 +28,23 @@ class RenderFailure:
     """Stands for a picture that the machine failed to draw; `reason` says why."""
 
     reason: str
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """A drawn picture: its `pixels`, uint8, (3, height, width), and, when it is asked for, the PIL image of them."""
+
+    pixels: torch.Tensor
+
+    @classmethod
+    def of(cls, image: Image.Image, device: str = "cpu") -> "Picture":
+        """The picture that a PIL image shows, its pixels on `device`."""
+        return cls(torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).contiguous().to(device))
+
+    @functools.cached_property
+    def image(self) -> Image.Image:
+        """RGB; made once."""
+        return Image.fromarray(self.pixels.permute(1, 2, 0).cpu().numpy())
 
 
 def default_device() -> str:
@@ -103,6 +123,10 @@ class Renderer:
         # attention masks (they repeat them in another order than the embeddings); a prompt a picture is always right.
         self.shares_prompts = "num_images_per_prompt" in takes and not any("attention_mask" in n for n in takes)
         length = takes.get("max_sequence_length")
+        # Of "pt", pipelines without a VAE of that name (Kandinsky, PRX in pixels) make pixels in -1..1.
+        has_vae = getattr(pipeline, "vae", None) is not None
+        processed = isinstance(getattr(pipeline, "image_processor", None), VaeImageProcessor)
+        self.output_type = "pt" if has_vae and processed else "np"
         self._tokenizers = find_tokenizers(
             pipeline, self.render_kwargs.get("max_sequence_length", length and length.default)
         )
@@ -139,13 +163,18 @@ class Renderer:
         return counts
 
     def render(self, jobs: Sequence[tuple[str, int]]) -> list[Image.Image | RenderFailure]:
+        """As `draw`, with PIL images."""
+        return [made if isinstance(made, RenderFailure) else made.image for made in self.draw(jobs)]
+
+    def draw(self, jobs: Sequence[tuple[str, int]]) -> list[Picture | RenderFailure]:
         """Draws each (prompt, seed); equal jobs are drawn once, and a prompt with several seeds is encoded once (for
         most pipelines: see `shares_prompts`).
 
         Returns:
-            In the order of the jobs a PIL image or a `RenderFailure`: the pipeline raised, or the picture has NaNs or
-            is blank (all pixels alike). One failure does not touch the other batches. Out of memory halves the batch
-            size and goes on; only a single picture that does not fit is a failure.
+            In the order of the jobs a `Picture`, its pixels on the renderer's device, or a `RenderFailure`: the
+            pipeline raised, or the picture has NaNs or is blank (all pixels alike). One failure does not touch the
+            other batches. Out of memory halves the batch size and goes on; only a single picture that does not fit is
+            a failure.
         """
         seeds_of: dict[str, list[int]] = defaultdict(list)
         for prompt, seed in dict.fromkeys(jobs):
@@ -153,10 +182,10 @@ class Renderer:
         drawn = self._draw_all(seeds_of)
         return [drawn[job] for job in jobs]
 
-    def _draw_all(self, seeds_of: Mapping[str, list[int]]) -> dict[tuple[str, int], Image.Image | RenderFailure]:
-        drawn: dict[tuple[str, int], Image.Image | RenderFailure] = {}
+    def _draw_all(self, seeds_of: Mapping[str, list[int]]) -> dict[tuple[str, int], Picture | RenderFailure]:
+        drawn: dict[tuple[str, int], Picture | RenderFailure] = {}
         for prompts, seeds in self._batches(seeds_of):
-            drawn.update(self._draw(prompts, seeds))
+            drawn.update(self._draw_batch(prompts, seeds))
         return drawn
 
     def _batches(self, seeds_of: Mapping[str, list[int]]) -> Iterator[tuple[list[str], list[list[int]]]]:
@@ -173,8 +202,9 @@ class Renderer:
                 del items[:width]
                 yield list(prompts), list(seeds)
 
-    @torch.inference_mode()
-    def _draw(self, prompts: list[str], seeds: list[list[int]]) -> dict[tuple[str, int], Image.Image | RenderFailure]:
+    def _draw_batch(
+        self, prompts: list[str], seeds: list[list[int]]
+    ) -> dict[tuple[str, int], Picture | RenderFailure]:
         jobs = [(prompt, seed) for prompt, some in zip(prompts, seeds, strict=True) for seed in some]
         if self.shares_prompts:
             arguments = {**self.render_kwargs, "prompt": prompts, "num_images_per_prompt": len(seeds[0])}
@@ -184,11 +214,13 @@ class Renderer:
             if name.startswith("negative_prompt") and isinstance(value, str):  # some take it only as the prompts are
                 arguments[name] = [value] * len(arguments["prompt"])
         try:
-            pictures = self.pipeline(
-                generator=[torch.Generator("cpu").manual_seed(seed) for _, seed in jobs],
-                output_type="np",  # of "pt", Kandinsky and others make pixels in -1..1
-                **arguments,
-            ).images
+            with torch.inference_mode():
+                pictures = self.pipeline(
+                    generator=[torch.Generator("cpu").manual_seed(seed) for _, seed in jobs],
+                    output_type=self.output_type,
+                    **arguments,
+                ).images
+            made = self._checked(pictures)
         # Sana only warns of running out of memory in its decoder, and then lacks its `image`
         except (torch.OutOfMemoryError, UnboundLocalError) as error:
             out_of_memory = str(error)  # and not the error itself: its traceback holds the memory
@@ -196,7 +228,7 @@ class Renderer:
             return dict.fromkeys(jobs, RenderFailure(f"{type(error).__name__}: {error}"))
         else:
             self.images_drawn += len(jobs)
-            return {job: self._to_image(picture) for job, picture in zip(jobs, pictures, strict=True)}
+            return dict(zip(jobs, made, strict=True))
         if len(jobs) == 1:
             return {jobs[0]: RenderFailure(f"out of memory for a single picture: {out_of_memory}")}
         self.batch_size = min(self.batch_size, len(jobs) // 2)
@@ -204,11 +236,19 @@ class Renderer:
         torch.cuda.empty_cache()
         return self._draw_all(dict(zip(prompts, seeds, strict=True)))
 
-    @staticmethod
-    def _to_image(picture: np.ndarray) -> Image.Image | RenderFailure:
-        """`picture`: (height, width, 3) in 0..1."""
-        if not np.isfinite(picture).all():
-            return RenderFailure("the picture has NaN or infinite pixels")
-        if picture.max() - picture.min() < 2 / 255:
-            return RenderFailure("the picture is blank: all pixels are alike")
-        return Image.fromarray((picture * 255).round().astype(np.uint8))
+    def _checked(self, pictures: torch.Tensor | np.ndarray) -> list[Picture | RenderFailure]:
+        """`pictures` in 0..1: a tensor, (count, 3, height, width), or an array, (count, height, width, 3)."""
+        if isinstance(pictures, np.ndarray):
+            pictures = torch.from_numpy(pictures).permute(0, 3, 1, 2)
+        pictures = pictures.to(self.device, torch.float32)
+        low, high = pictures.flatten(1).aminmax(dim=1)  # NaN if a pixel is
+        made: list[Picture | RenderFailure] = []
+        pixels = (pictures * 255).round().to(torch.uint8).contiguous()
+        for one, spread in zip(pixels, (high - low).tolist(), strict=True):  # one transfer a batch
+            if not math.isfinite(spread):
+                made.append(RenderFailure("the picture has NaN or infinite pixels"))
+            elif spread < 2 / 255:
+                made.append(RenderFailure("the picture is blank: all pixels are alike"))
+            else:
+                made.append(Picture(one))
+        return made

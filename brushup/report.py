@@ -12,6 +12,7 @@ from PIL import Image
 
 from brushup.comparison import markdown_table, results_table
 from brushup.evaluation import Arm
+from brushup.reward_hacking import signs_in
 
 
 EXAMPLES_OF_A_KIND = 2  # of each category; without categories three times as many
@@ -35,7 +36,7 @@ def write_report(output: Path, results: dict[str, Any], arms: dict[str, Arm], ro
     training = json.loads(file.read_text()) if file.is_file() else {}
     results = {name: training[name] for name in ("validation", "settings") if name in training} | results
     results["reward_hacking"] = training.get("reward_hacking", {}) | results["reward_hacking"]
-    warnings = list(dict.fromkeys(sign for signs in results["reward_hacking"].values() for sign in signs))
+    warnings = signs_in(results)
     file.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
     verdicts = [verdict(name, gains) for name, gains in shown_differences(results).items()]
     (output / "report.md").write_text(markdown_report(results, verdicts, warnings))

@@ -9,6 +9,7 @@ rewrites please a scorer without being better: they grow, they repeat themselves
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from accelerate.logging import get_logger
@@ -40,6 +41,12 @@ def excesses(rewrites: Sequence[str], tokens: Sequence[dict[str, int]], limits: 
         "repetition": [1 - share if counts else None for share, counts in zip(unique, tokens, strict=True)],
         "cut": [float(all(counts[n] > limits[n] for n in counts)) if counts else None for counts in tokens],
     }
+
+
+def signs_in(results: dict[str, Any]) -> list[str]:
+    """What results.json says of it, in training and in evaluation; the same figures only once."""
+    signs = [sign for some in results.get("reward_hacking", {}).values() for sign in some]
+    return list({sign.rsplit(" (", 1)[0]: sign for sign in reversed(signs)}.values())[::-1]
 
 
 @dataclass(frozen=True)

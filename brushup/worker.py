@@ -1,23 +1,28 @@
 """The worker: draws render jobs and scores the pictures. `LocalWorker` does so in this process."""
 
 import hashlib
+import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from numbers import Real
 
+import torch
 from PIL import Image
 from transformers.integrations import deepspeed as hf_deepspeed
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from brushup.config import RenderConfig, RewardConfig
 from brushup.originals import Originals
-from brushup.render import Renderer, RenderFailure
+from brushup.render import Picture, Renderer, RenderFailure
 from brushup.rewards import is_image_reward, label, load_reward
 
 
-ImageReward = Callable[[list[Image.Image], list[str], list[str]], list[float | None]]
+logger = logging.getLogger(__name__)
+
+ImageReward = Callable[[list[Image.Image] | list[torch.Tensor], list[str], list[str]], list[float | None]]
 
 
 @dataclass(frozen=True)
@@ -63,7 +68,8 @@ class LocalWorker:
 
     Args:
         renderer: draws the pictures.
-        image_rewards: `(images, user_prompts, prompts) -> scores`, by name.
+        image_rewards: `(images, user_prompts, prompts) -> scores`, by name. The images are PIL images; a reward whose
+            class has `takes_pixels = True` gets tensors, uint8, (3, height, width), on the renderer's device.
         originals: where pictures of the users' own prompts are kept and looked up.
     """
 
@@ -94,43 +100,82 @@ class LocalWorker:
         """Draws and scores each job; equal jobs are drawn and scored once.
 
         Returns:
-            A result for each job, in order. A job that failed has an `error` and no scores: all or nothing. Pictures
-            are there if `return_images`.
+            A result for each job, in order. A job that failed has an `error` and no scores: all or nothing. A reward
+            that raises, or does not return a number or None for each picture, fails all of them. Pictures are there
+            if `return_images`.
         """
         unique = list(dict.fromkeys(jobs))
-        pictures = self._draw(unique)
+        made = dict(zip(unique, self._draw(unique), strict=True))
         prompts = list(dict.fromkeys(job.prompt for job in unique))
         tokens = dict(zip(prompts, self.renderer.count_tokens(prompts), strict=True))
         results = {
             job: RenderResult(error=picture.reason)
             if isinstance(picture, RenderFailure)
-            else RenderResult(image=picture, tokens=tokens[job.prompt])
-            for job, picture in zip(unique, pictures, strict=True)
+            else RenderResult(tokens=tokens[job.prompt])
+            for job, picture in made.items()
         }
         drawn = [job for job in unique if results[job].error is None]
-        images = [results[job].image for job in drawn]
+        pictures = [made[job] for job in drawn]
         for name, reward in self.image_rewards.items() if drawn else ():
-            scores = reward(images, [job.user_prompt for job in drawn], [job.prompt for job in drawn])
+            try:
+                scores = scores_of(reward, pictures, drawn)
+            except Exception as error:
+                logger.exception("reward %r failed", name)
+                what = str(error) if isinstance(error, WrongScores) else f"failed: {type(error).__name__}: {error}"
+                for job in drawn:
+                    results[job] = RenderResult(error=f"reward {name!r} {what}", tokens=tokens[job.prompt])
+                break
             for job, score in zip(drawn, scores, strict=True):
                 if score is None or not math.isfinite(score):
                     error = f"reward {name!r} gave {score} for this picture"
                     results[job] = RenderResult(error=error, tokens=tokens[job.prompt])
                 elif results[job].error is None:
                     results[job].scores[name] = score
-        return [results[job] if return_images else replace(results[job], image=None) for job in jobs]
+        if return_images:
+            for job, picture in zip(drawn, pictures, strict=True):
+                if results[job].error is None:
+                    results[job].image = picture.image
+        return [results[job] for job in jobs]
 
-    def _draw(self, jobs: list[RenderJob]) -> list[Image.Image | RenderFailure]:
+    def _draw(self, jobs: list[RenderJob]) -> list[Picture | RenderFailure]:
         if not self.originals:
-            return self.renderer.render([(job.prompt, job.seed) for job in jobs])
+            return self.renderer.draw([(job.prompt, job.seed) for job in jobs])
         own = [job for job in jobs if job.prompt == job.user_prompt]
-        kept = {job: picture for job in own if (picture := self.originals.get(job.prompt, job.seed))}
+        kept = {
+            job: Picture.of(image, self.renderer.device)
+            for job in own
+            if (image := self.originals.get(job.prompt, job.seed))
+        }
         missing = [job for job in jobs if job not in kept]
-        drawn = zip(missing, self.renderer.render([(job.prompt, job.seed) for job in missing]), strict=True)
+        drawn = zip(missing, self.renderer.draw([(job.prompt, job.seed) for job in missing]), strict=True)
         for job, picture in drawn:
             kept[job] = picture
             if job in own and not isinstance(picture, RenderFailure):
-                self.originals.put(job.prompt, job.seed, picture)
+                self.originals.put(job.prompt, job.seed, picture.image)
         return [kept[job] for job in jobs]
+
+
+class WrongScores(ValueError):
+    """What a reward returned are not its scores; the message says what it returned."""
+
+
+def scores_of(reward: ImageReward, pictures: list[Picture], jobs: list[RenderJob]) -> list[float | None]:
+    """The score of each picture, drawn for `jobs`.
+
+    Raises:
+        WrongScores: another number of scores than pictures, or a score that is no number.
+        Exception: any that the reward raises.
+    """
+    takes_pixels = getattr(reward, "takes_pixels", False)
+    images = [picture.pixels if takes_pixels else picture.image for picture in pictures]
+    returned = reward(images, [job.user_prompt for job in jobs], [job.prompt for job in jobs])
+    scores = [score.item() if hasattr(score, "item") else score for score in returned]  # of numpy or torch
+    if len(scores) != len(pictures):
+        raise WrongScores(f"returned {len(scores)} scores for {len(pictures)} pictures")
+    for score in scores:
+        if not (score is None or isinstance(score, Real)):
+            raise WrongScores(f"returned {score!r:.80} as a score, which is neither a number nor None")
+    return scores
 
 
 @contextmanager

@@ -39,6 +39,7 @@ from brushup.enhancer import Enhancement, PromptEnhancer
 from brushup.evaluation import load_text_rewards, text_scores
 from brushup.prompts import build_messages
 from brushup.protocol import MAX_PROMPT_CHARS
+from brushup.rewards import least_pictures
 from brushup.worker import LocalWorker, RenderJob, RenderResult, load_worker
 
 
@@ -149,7 +150,8 @@ def draw_and_score(
     prompts = [enhancement.user_prompt, enhancement.prompt]
     results = worker.score([RenderJob(prompt, prompts[0], seed) for prompt in prompts], return_images=True)
     rows = [{"user_prompt": prompts[0], "prompt": build_messages(prompts[0])}] * 2
-    texts = text_scores(text_rewards, prompts, rows, [result.tokens for result in results])
+    tokens = [result.tokens for result in results]
+    texts = text_scores(text_rewards, prompts, rows, tokens, [None, enhancement.answer])
     for result, scores in zip(results, texts, strict=True):
         result.scores |= scores
     return results
@@ -303,6 +305,8 @@ def build_page(
 
 
 def main(render: RenderConfig, config: DemoConfig) -> None:
+    # One picture of each prompt is shown: what compares several has nothing to say.
+    config.reward_funcs = [name for name in config.reward_funcs if least_pictures(name) == 1]
     try:
         port = find_port(config.host, config.port)
         examples = load_examples(config)

@@ -5,15 +5,15 @@ Schuhmann et al. 2022, arXiv 2210.08402), which guesses people's marks of 1 to 1
 divided by 10. Generated pictures get 0.45 to 0.75. It looks at no text: alone it rewards any pretty picture, so use
 it beside a reward that does. (V1 is one linear layer, trained on less; papers report V2.)
 Model: the head "sac+logos+ava1-l14-linearMSE" (Apache-2.0, 1M parameters), as trl-lib/ddpo-aesthetic-predictor has
-it, on OpenAI's ViT-L/14 (MIT, 428M parameters, 1.7 GB in float32), which it shares with `clip` at equal settings.
+it, on OpenAI's ViT-L/14 (MIT, 428M parameters, 0.9 GB in bfloat16, 1.7 GB in float32), which it shares with `clip` at
+equal settings.
 """
 
 import torch
-from PIL import Image
 
 from brushup.render import default_device
 from brushup.rewards.checkpoint import find_checkpoint, linear_head, read_checkpoint
-from brushup.rewards.open_clip_backbone import open_clip_backbone
+from brushup.rewards.open_clip_backbone import Images, open_clip_backbone
 
 
 class Aesthetic:
@@ -31,12 +31,14 @@ class Aesthetic:
         RuntimeError: OpenCLIP finds no weights (it would go on with random ones).
     """
 
+    takes_pixels = True  # tensors, as the worker has them, without a way through PIL
+
     def __init__(
         self,
         head: str = "trl-lib/ddpo-aesthetic-predictor/aesthetic-model.pth",
         model_name: str = "ViT-L-14",
         pretrained: str | None = "openai",
-        precision: str = "fp32",
+        precision: str | None = None,
         device: str | None = None,
         batch_size: int = 64,
     ):
@@ -53,6 +55,6 @@ class Aesthetic:
             )
 
     @torch.inference_mode()
-    def __call__(self, images: list[Image.Image], user_prompts: list[str], prompts: list[str]) -> list[float]:
+    def __call__(self, images: Images, user_prompts: list[str], prompts: list[str]) -> list[float]:
         """A tenth of the mark of each picture; the prompts do not count."""
         return (self.head(self.backbone.image_features(images, self.batch_size)).squeeze(-1) / 10).tolist()

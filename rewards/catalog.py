@@ -53,7 +53,8 @@ def page() -> str:
     parts = [
         "# Rewards\n\nMade from the files in [rewards/](../rewards) by `python -m brushup.rewards.catalog > "
         "docs/rewards.md`. A *picture* reward is computed where the pictures are drawn, a *text* reward where the "
-        "policy trains. `reward_kwargs: {name: {argument: value}}` sets the arguments."
+        "policy trains. `reward_kwargs: {name: {argument: value}}` sets the arguments. How several make one: "
+        "[combining_rewards.md](combining_rewards.md)."
     ]
     for name in REWARDS:
         text = ast.get_docstring(_source(name)[0]).split(": ", 1)[1]

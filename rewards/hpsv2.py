@@ -6,12 +6,9 @@ Pictures that are not square are padded with black, as its authors do. English o
 Model: xswu/HPSv2 (Apache-2.0, 986M parameters, 2 GB in bfloat16, 4 GB in float32).
 """
 
-import torch
-from PIL import Image
-
 from brushup.render import default_device
 from brushup.rewards.checkpoint import find_checkpoint
-from brushup.rewards.open_clip_backbone import open_clip_backbone
+from brushup.rewards.open_clip_backbone import Images, open_clip_backbone
 
 
 class HPSv2:
@@ -20,13 +17,15 @@ class HPSv2:
     Args:
         pretrained: the checkpoint: a file, or `org/name/file` on the Hub ("xswu/HPSv2/HPS_v2_compressed.pt" is v2.0).
         model_name: its OpenCLIP architecture.
-        precision: OpenCLIP's: "fp32", "fp16", "bf16"; default: bf16 on an NVIDIA GPU, else fp32.
+        precision: OpenCLIP's: "fp32", "fp16", "bf16", "pure_bf16"; default: pure_bf16 on an NVIDIA GPU, else fp32.
         device: default cuda, else mps, else cpu.
         batch_size: pictures encoded at once.
 
     Raises:
         FileNotFoundError: there is no such checkpoint.
     """
+
+    takes_pixels = True  # tensors, as the worker has them, without a way through PIL
 
     def __init__(
         self,
@@ -38,10 +37,9 @@ class HPSv2:
     ):
         device = device or default_device()
         weights = find_checkpoint(pretrained, "hpsv2: {pretrained: ...}")
-        precision = precision or ("bf16" if torch.device(device).type == "cuda" else "fp32")
         self.batch_size = batch_size
         self.backbone = open_clip_backbone(model_name, weights, precision, device, resize_mode="longest")
 
-    def __call__(self, images: list[Image.Image], user_prompts: list[str], prompts: list[str]) -> list[float]:
+    def __call__(self, images: Images, user_prompts: list[str], prompts: list[str]) -> list[float]:
         """The cosine of each picture and its user prompt; `prompts` (the rewrites) do not count."""
         return self.backbone.cosines(images, user_prompts, self.batch_size).tolist()

@@ -8,10 +8,9 @@ in bfloat16, 4 GB in float32; its authors state no licence).
 """
 
 import torch
-from PIL import Image
 
 from brushup.render import default_device
-from brushup.rewards.open_clip_backbone import normalized
+from brushup.rewards.open_clip_backbone import Images, normalized
 
 
 class PickScore:
@@ -28,6 +27,8 @@ class PickScore:
         OSError: there is no such model or processor.
         ValueError: the checkpoint lacks weights of the model (transformers would go on with random ones).
     """
+
+    takes_pixels = True  # tensors, as the worker has them, without a way through PIL
 
     def __init__(
         self,
@@ -59,7 +60,7 @@ class PickScore:
         self.model = model.to(self.device, getattr(torch, dtype)).eval()
 
     @torch.inference_mode()
-    def __call__(self, images: list[Image.Image], user_prompts: list[str], prompts: list[str]) -> list[float]:
+    def __call__(self, images: Images, user_prompts: list[str], prompts: list[str]) -> list[float]:
         """The score of each picture and its user prompt; `prompts` (the rewrites) do not count."""
         rows = {text: row for row, text in enumerate(dict.fromkeys(user_prompts))}
         text_features = normalized(list(rows), self._encode_texts, self.batch_size)
@@ -71,6 +72,6 @@ class PickScore:
         inputs = self.processor(text=texts, padding=True, truncation=True, max_length=77, return_tensors="pt")
         return self.model.get_text_features(**inputs.to(self.device)).pooler_output
 
-    def _encode_images(self, images: list[Image.Image]) -> torch.Tensor:
-        inputs = self.processor(images=images, return_tensors="pt")
+    def _encode_images(self, images: Images) -> torch.Tensor:
+        inputs = self.processor(images=images, return_tensors="pt", device=self.device)
         return self.model.get_image_features(**inputs.to(self.device, self.model.dtype)).pooler_output

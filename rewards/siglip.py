@@ -7,10 +7,9 @@ Default model: SigLIP 2 ViT-L/16 at 256 pixels (Apache-2.0, 882M parameters, 1.8
 """
 
 import torch
-from PIL import Image
 
 from brushup.render import default_device
-from brushup.rewards.open_clip_backbone import open_clip_backbone
+from brushup.rewards.open_clip_backbone import Images, open_clip_backbone
 
 
 class SigLIP:
@@ -19,8 +18,9 @@ class SigLIP:
     Args:
         model_name: a SigLIP or SigLIP 2 architecture of OpenCLIP, or `hf-hub:org/name`, or `local-dir:path/to/folder`.
         pretrained: for an architecture: a tag of OpenCLIP ("webli") or a checkpoint file.
-        precision: OpenCLIP's: "fp32", "fp16", "bf16". The last two also round the learnt scale and bias (bf16: by up
-            to 1.6 %), which shifts all probabilities alike.
+        precision: OpenCLIP's: "fp32", "fp16", "bf16", "pure_bf16"; default: pure_bf16 on an NVIDIA GPU, else fp32.
+            All but fp32 also round the learnt scale and bias (bf16: by up to 1.6 %), which shifts all probabilities
+            alike.
         device: default cuda, else mps, else cpu.
         batch_size: pictures encoded at once.
 
@@ -29,11 +29,13 @@ class SigLIP:
         ValueError: the model was not trained with a sigmoid.
     """
 
+    takes_pixels = True  # tensors, as the worker has them, without a way through PIL
+
     def __init__(
         self,
         model_name: str = "ViT-L-16-SigLIP2-256",
         pretrained: str | None = "webli",
-        precision: str = "fp32",
+        precision: str | None = None,
         device: str | None = None,
         batch_size: int = 64,
     ):
@@ -46,7 +48,7 @@ class SigLIP:
             )
 
     @torch.inference_mode()
-    def __call__(self, images: list[Image.Image], user_prompts: list[str], prompts: list[str]) -> list[float]:
+    def __call__(self, images: Images, user_prompts: list[str], prompts: list[str]) -> list[float]:
         """The probability for each picture and its user prompt; `prompts` (the rewrites) do not count."""
         cosines = self.backbone.cosines(images, user_prompts, self.batch_size)
         model = self.backbone.model

@@ -257,7 +257,7 @@ def test_examples_of_all_categories_come_first(recipe, monkeypatch):
 
 def test_remarks(recipe):
     def remarks(fell_back: bool, *results: RenderResult) -> list[str]:
-        return list(recipe["remarks_on"](Enhancement("a cat", "a cat", fell_back), results, {"clip": 77}, 32))
+        return list(recipe["remarks_on"](Enhancement("a cat", "a cat", fell_back, "a cat"), results, {"clip": 77}, 32))
 
     fine = RenderResult(tokens={"clip": 77})
     assert remarks(False, fine, fine) == []

@@ -75,6 +75,23 @@ def test_several_prompts_with_several_seeds_are_what_each_is_alone(renderers, na
     assert min(difference([together[0]], [other]) for other in together[1:]) > 10
 
 
+@pytest.mark.parametrize("name", BUILDERS)
+def test_pixels_that_stay_on_the_device_are_those_of_numpy(renderers, name, monkeypatch):
+    renderer = renderers[name]
+    pixels = renderer.render(JOBS)
+    assert renderer.output_type == "pt"
+    monkeypatch.setattr(renderer, "output_type", "np")
+    assert difference(pixels, renderer.render(JOBS)) == 0
+
+
+def test_a_pipeline_that_makes_other_pixels_is_asked_for_numpy(monkeypatch):
+    """Kandinsky's "pt" is -1..1; it has no `vae`."""
+    monkeypatch.setattr(
+        "brushup.render.load_pipeline", lambda *_: SimpleNamespace(components={}, __call__=lambda prompt: prompt)
+    )
+    assert Renderer("kandinsky", device="cpu").output_type == "np"
+
+
 def test_sd3_without_t5(load, renderers):
     without = load("sd3", generator_init_kwargs=WITHOUT_T5)
     assert difference(without.render(JOBS), renderers["sd3"].render(JOBS)) > 5
@@ -304,5 +321,5 @@ def test_each_drawn_job_has_the_tokens_of_its_prompt(renderers, monkeypatch):
     scored, unscored = worker.score([RenderJob(SHORT, "red", 1), RenderJob(LONG, "blue", 1)])
     assert [scored.tokens, unscored.tokens] == renderers["flux"].count_tokens([SHORT, LONG])
     assert scored.error is None and "last" in unscored.error
-    monkeypatch.setattr(renderers["flux"], "render", lambda jobs: [RenderFailure("broken")] * len(jobs))
+    monkeypatch.setattr(renderers["flux"], "draw", lambda jobs: [RenderFailure("broken")] * len(jobs))
     assert worker.score([RenderJob(SHORT, "red", 1)])[0].tokens == {}

@@ -222,3 +222,31 @@ def test_a_reward_of_ones_own(clone):
     (clone / "my_rewards.py").write_text(example)
     run(f"{find('my_rewards.py:Redness')} --max_steps 1 --output_dir runs/own", clone)
     assert "Redness" in json.loads((clone / "runs" / "own" / "results.json").read_text())["arms"]["trained"]["rewards"]
+
+
+@pytest.mark.slow
+def test_several_rewards(clone):
+    run(f"{find('--gain_gates')} --max_steps 2 --logging_steps 1", clone)
+    arms = json.loads((clone / "runs" / "several" / "results.json").read_text())["arms"]
+    assert set(arms["trained"]["rewards"]) == {"clip", "length", "repetition", "image_quality", "compression"}
+    logged = json.loads((clone / "runs" / "several" / "trainer_state.json").read_text())["log_history"]
+    assert any({"raw_rewards/clip", "gain/clip", "gain/win_rate", "render/held_back"} <= set(step) for step in logged)
+
+
+@pytest.mark.slow
+def test_a_reward_that_is_fooled(clone):
+    """The reward rises, and less and less is drawn as it was asked for: it stops, and says so."""
+    command = find("--stop_on_reward_hacking")
+    done = subprocess.run(
+        ["bash", "-c", command], cwd=clone, env=environment(), capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode != 0 and "stopped by stop_on_reward_hacking after step" in done.stdout
+    output = clone / "runs" / "hacked"
+    results = json.loads((output / "results.json").read_text())
+    said = results["reward_hacking"]["training"]
+    assert any(line.startswith("clip fell") for line in said)
+    before, after = (results["arms"][name]["checker_accuracy"] for name in ("untrained", "trained"))
+    assert after < before - 0.1 and any(line.startswith("right pictures fell") for line in said)
+    steps = results["settings"]["steps"]
+    assert steps < 100 and (output / f"checkpoint-{steps}" / "adapter_model.safetensors").is_file()
+    assert "There were signs that it learnt to please them only" in (output / "README.md").read_text()

@@ -4,7 +4,7 @@ import torch
 from conftest import RENDER_KWARGS, TINY_WORLD, WITHOUT_T5
 from PIL import Image
 
-from brushup.render import Renderer, RenderFailure
+from brushup.render import Picture, Renderer, RenderFailure
 
 
 RED = "a big red circle on a white background"
@@ -39,6 +39,14 @@ def test_equal_jobs_are_drawn_once_and_equal_prompts_encoded_once(renderer):
     assert renderer.images_drawn - before == 4
     assert pictures[0] is pictures[2] and pictures[1] is pictures[5]
     assert encoded == [2, 2]  # the two prompts, and for each the empty negative prompt
+
+
+def test_pixels_and_picture_are_the_same(renderer):
+    drawn = renderer.draw([(RED, 7), (BLUE, 7)])
+    assert [(picture.pixels.dtype, picture.pixels.shape) for picture in drawn] == [(torch.uint8, (3, 32, 32))] * 2
+    for picture, image in zip(drawn, renderer.render([(RED, 7), (BLUE, 7)]), strict=True):
+        assert (np.asarray(image) == picture.pixels.permute(1, 2, 0).numpy()).all()
+        assert (Picture.of(image).pixels == picture.pixels).all()
 
 
 @pytest.mark.parametrize(("value", "reason"), [(float("nan"), "NaN"), (0.0, "blank")])

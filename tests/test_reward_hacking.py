@@ -1,13 +1,8 @@
-"""The watch for reward hacking: on made-up runs, between validations, and on the tiny world as a user meets it."""
-
-import json
-import subprocess
+"""The watch for reward hacking: on made-up runs, and between validations. On the tiny world: test_readme.py."""
 
 import numpy as np
 import pytest
 from accelerate import PartialState
-from conftest import REPOSITORY
-from launching import ENVIRONMENT, recipe
 from test_trainer import StubWorker, history, make_trainer
 
 from brushup.evaluation import Arm
@@ -141,22 +136,3 @@ def test_training_warns_and_stops_if_asked(tmp_path, caplog, stop):
     assert history(trainer, "reward_hacking/length") == [0.0] * len(signs)
     assert len(signs) == trainer.state.global_step and (sum(signs) == 1 and len(signs) < 16) == stop
     assert (tmp_path / f"checkpoint-{len(signs)}" / "adapter_model.safetensors").is_file() == stop
-
-
-@pytest.mark.slow
-def test_a_reward_that_invites_it_on_the_tiny_world(tmp_path):
-    """Small files are plain pictures: the reward rises, and less and less is as it was asked for."""
-    rewards = ("--reward_funcs", "compression", "clip", "--reward_weights", "1", "0")
-    flags = ("--stop_on_reward_hacking", "true", "--output_dir", str(tmp_path), "--logging_steps", "20")
-    done = subprocess.run(
-        recipe(*rewards, *flags), cwd=REPOSITORY, env=ENVIRONMENT, capture_output=True, text=True, timeout=600
-    )
-    assert done.returncode != 0 and "stopped by stop_on_reward_hacking after step" in done.stdout
-    results = json.loads((tmp_path / "results.json").read_text())
-    said = results["reward_hacking"]["training"]
-    assert any(line.startswith("clip fell") for line in said)
-    before, after = (results["arms"][name]["checker_accuracy"] for name in ("untrained", "trained"))
-    assert after < before - 0.1 and any(line.startswith("right pictures fell") for line in said)
-    assert results["settings"]["steps"] < 100
-    assert "There were signs that it learnt to please them only" in (tmp_path / "README.md").read_text()
-    assert (tmp_path / f"checkpoint-{results['settings']['steps']}" / "trainer_state.json").is_file()
