@@ -5,8 +5,8 @@ An *image reward* is `(images, user_prompts, prompts) -> list[float | None]`; it
 completions. Either is a function, or a class that is built with the keyword arguments that stand beside its name
 (an image reward's class also with `device`, if it takes that). The first parameter's name, `images` or not, tells
 which it is. One that compares the pictures of a rewrite says so by the attribute `least_pictures = 2`: all pictures
-of a rewrite come in one call. A class with `takes_pixels = True` gets the pictures as tensors on the renderer's device,
-uint8, (3, height, width), instead of as PIL images.
+of a rewrite come in one call. A class with `takes_pixels = True` gets them as tensors on the renderer's device, uint8,
+(3, height, width), instead of as PIL images.
 """
 
 import difflib
