@@ -60,7 +60,12 @@ class RenderConfig:
         default=None,
         metadata={"help": "Arguments of the pipeline's call: num_inference_steps, guidance_scale, height, ..."},
     )
-    render_batch_size: int = field(default=8, metadata={"help": "Pictures drawn at once."})
+    render_batch_size: int | str | None = field(  # None is an error; without it, a flag could only be a number
+        default=8,
+        metadata={
+            "help": "Pictures drawn at once; `auto`: it starts with few, and doubles while that draws faster and fits."
+        },
+    )
     render_device: str | None = field(
         default=None, metadata={"help": "Where to draw and to score: default cuda, else mps, else cpu."}
     )
@@ -87,6 +92,17 @@ class RenderConfig:
             "help": "What saves GPU memory at the cost of time: attention_slicing, vae_slicing, vae_tiling, and "
             "model_cpu_offload or sequential_cpu_offload."
         },
+    )
+    compile_generator: bool = field(
+        default=False,
+        metadata={
+            "help": "torch.compile for the denoiser and the decoder. It takes minutes at the start, and then every "
+            "batch has render_batch_size pictures: of a smaller one the last is drawn again and dropped."
+        },
+    )
+    fuse_qkv: bool = field(
+        default=False,
+        metadata={"help": "One matrix product for queries, keys and values of the denoiser, at the cost of memory."},
     )
     gpu_memory_fraction: float = field(
         default=0.85, metadata={"help": "Share of the render GPU's memory that this process may take, above 0 to 1."}
@@ -123,6 +139,11 @@ class RenderConfig:
         for name in ("generator_init_kwargs", "render_kwargs", "scheduler_kwargs"):  # flags arrive as JSON
             value = vars(self)[name]
             setattr(self, name, json.loads(value) if isinstance(value, str) else value or {})
+        size = self.render_batch_size
+        if str(size).isdecimal() and int(size) > 0:
+            self.render_batch_size = int(size)
+        elif size != "auto":
+            raise ValueError(f"render_batch_size: {size!r} is neither a whole number above 0 nor auto")
 
     def picture_settings(self) -> dict[str, Any]:
         """All that decides, with the prompt and the seed, what a picture looks like."""
@@ -194,6 +215,21 @@ class PromptEnhancerConfig(RewardConfig, GRPOConfig):
 
     images_per_prompt: int = field(
         default=1, metadata={"help": "Pictures drawn of each rewrite (K); its image rewards are averaged over them."}
+    )
+    generate_in_parts: int = field(
+        default=1,
+        metadata={
+            "help": "Parts, of whole groups, in which each rank writes its rewrites: drawing begins after the first. "
+            "Pays where drawing takes longer than training and a part fills the GPU as well as the whole."
+        },
+    )
+    lookahead: int = field(
+        default=0,
+        metadata={
+            "help": "1: the next batch is written before this one is trained on, and drawn meanwhile; it is then one "
+            "update old, for which importance sampling corrects. Pays with a worker on other devices.",
+            "choices": [0, 1],
+        },
     )
     log_gain: bool = field(
         default=False,

@@ -113,17 +113,20 @@ def settings_of(render: RenderConfig, rewards: RewardConfig) -> dict[str, Any]:
 
 
 def whole_rewrites(jobs: Sequence[RenderJob], size: int) -> list[list[RenderJob]]:
-    """Cuts jobs into parts of at most `size`, but never between the pictures of one rewrite: rewards may compare them.
+    """Cuts jobs into parts of at most `size`, but not between the pictures of one rewrite: rewards may compare them.
 
-    A rewrite of more than `size` pictures, which follow each other in `jobs`, is a part by itself.
+    These follow each other in `jobs`. Up to `MAX_JOBS_WITH_IMAGES` are a part by themselves where they are more than
+    `size`; only more than that are cut, too.
     """
     parts: list[list[RenderJob]] = []
     for _, pictures in itertools.groupby(jobs, key=lambda job: (job.user_prompt, job.prompt)):
         pictures = list(pictures)
         if parts and len(parts[-1]) + len(pictures) <= size:
             parts[-1] += pictures
-        else:
+        elif len(pictures) <= MAX_JOBS_WITH_IMAGES:
             parts.append(pictures)
+        else:
+            parts += [pictures[start : start + size] for start in range(0, len(pictures), size)]
     return parts
 
 

@@ -1,10 +1,14 @@
 """`PromptEnhancerTrainer`: TRL's GRPO with rewrites that are drawn, and scored against the user's original prompt."""
 
+import itertools
 import json
 import math
 import shutil
 import time
-from collections import Counter
+from collections import Counter, deque
+from collections.abc import Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +16,7 @@ import numpy as np
 import torch
 from accelerate.logging import get_logger
 from accelerate.utils import broadcast_object_list, gather, gather_object
+from greenlet import getcurrent, greenlet
 from PIL import Image
 from transformers import Trainer, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
@@ -47,16 +52,34 @@ class ImageRewardColumn:
         return [scores[self.__name__] if scores else 0.0 for scores in image_scores]
 
 
+@dataclass
+class Rollout:
+    """A batch of rewrites of this rank on its way: sent to the worker, and not yet rewarded.
+
+    `step` is the one that trains on it. `rewrites` are None for malformed answers; `pending` are the pictures of the
+    others, in parts; `own` are the users' own prompts, if they are drawn too.
+    """
+
+    rows: list[dict]
+    step: int
+    returns_images: bool
+    submitted: float = 0.0
+    rewrites: list[str | None] = field(default_factory=list)
+    pending: list[tuple[int, Future]] = field(default_factory=list)
+    own_jobs: list[RenderJob] = field(default_factory=list)
+    own: Future | None = None
+
+
 class PromptEnhancerTrainer(GRPOTrainer):
     """GRPO (https://huggingface.co/papers/2402.03300) on prompts that a worker draws.
 
-    It overrides these methods of [`GRPOTrainer`]. Three call the original:
-    `_generate_and_score_completions` remembers the batch's rows; `_generate` hands the rewrites to the worker as soon
-    as they exist, so that drawing goes on while the reference log-probabilities are computed; `_calculate_rewards`
-    collects the scores and makes of them what is trained on (see [`Objective`]). A malformed answer is the policy's
-    fault and has reward 0. A row of which the machine failed a picture is left out: all its rewards are NaN, which TRL
-    excludes from the group. `evaluate` is replaced: it draws the held-out prompts (see [`Validation`]) instead of
-    computing a loss.
+    It overrides these methods of [`GRPOTrainer`]. Three call the original: `_generate_single_turn` hands the rewrites
+    to the worker as soon as they exist, so that drawing goes on while the next ones are written (`generate_in_parts`)
+    and the reference log-probabilities are computed; `_calculate_rewards` collects the scores and makes of them what
+    is trained on (see [`Objective`]); `_generate_and_score_completions`, with `lookahead: 1`, writes the next batch
+    before it collects this one. A malformed answer is the policy's fault and has reward 0. A row of which the machine
+    failed a picture is left out: all its rewards are NaN, which TRL excludes from the group. `evaluate` is replaced:
+    it draws the held-out prompts (see [`Validation`]) instead of computing a loss.
 
     Args:
         model: as for `GRPOTrainer`.
@@ -85,56 +108,134 @@ class PromptEnhancerTrainer(GRPOTrainer):
         self._measures_gain = args.log_gain or bool(self.objective.gain_gates)
         self._failed_batches = 0
         self._batch_started = self._waited = 0.0
+        self._rollouts: deque[Rollout] = deque()
+        """Those that are not yet rewarded, in their order: with lookahead two of them for a while."""
+        self._begun: deque[tuple[list[dict], greenlet]] = deque()
+        """With lookahead: the next batch, and TRL's method, halfway through."""
+        self._upcoming: deque[list[dict]] = deque()
+        self._source: Iterator | None = None
+        if args.lookahead and args.steps_per_generation * args.num_iterations % args.gradient_accumulation_steps:
+            raise ValueError(
+                f"lookahead: {args.lookahead} wants a batch of rewrites to begin with an optimizer step: make "
+                f"steps_per_generation ({args.steps_per_generation}) a multiple of gradient_accumulation_steps "
+                f"({args.gradient_accumulation_steps})"
+            )
         if not self.use_vllm:
             banned = {*vision_placeholder_ids(self.model.config), *(self.generation_config.suppress_tokens or ())}
             self.generation_config.suppress_tokens = self.generation_kwargs["suppress_tokens"] = list(banned) or None
+
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        if not self.args.lookahead:
+            return super().get_batch_samples(epoch_iterator, num_batches, device)
+        if epoch_iterator is not self._source:
+            self._source, self._upcoming = epoch_iterator, deque()
+        ahead = num_batches + self.args.steps_per_generation * self.num_iterations
+        self._upcoming.extend(itertools.islice(epoch_iterator, ahead - len(self._upcoming)))
+        batches = [self._upcoming.popleft() for _ in range(min(num_batches, len(self._upcoming)))]
+        return super().get_batch_samples(iter(batches), num_batches, device)
 
     def _generate_and_score_completions(self, inputs):
         now = time.perf_counter()
         if self._batch_started:
             self._log_mean("render/wait_share", self._waited / (now - self._batch_started))  # of the batch before
         self._batch_started = now
-        self._rows = inputs
-        return super()._generate_and_score_completions(inputs)
+        if not self.args.lookahead:
+            self._rows = inputs
+            return super()._generate_and_score_completions(inputs)
+        rows, run = self._begun.popleft() if self._begun else (inputs, self._begin(inputs))
+        if rows is not inputs:
+            raise RuntimeError("lookahead: the batch that was looked ahead to is not the one to train on")
+        following = self.args.steps_per_generation * self.num_iterations - self.args.gradient_accumulation_steps
+        if len(self._upcoming) > following and self.state.global_step + 1 < self.state.max_steps:
+            self._begun.append((self._upcoming[following], self._begin(self._upcoming[following])))
+        return run.switch()
+
+    def _begin(self, rows: list[dict]) -> greenlet:
+        """Runs TRL's `_generate_and_score_completions` up to where it asks for the rewards.
+
+        By then the rewrites are sent, and their log-probabilities kept: of the policy as it is now, so that TRL's
+        importance sampling corrects for the update that comes before they are trained on.
+        """
+        self._rows = rows
+        run = greenlet(super()._generate_and_score_completions)
+        iterations = self.num_iterations
+        # TRL keeps log-probabilities only of batches that it expects to train on for several optimizer steps.
+        self.num_iterations = 2 * self.args.gradient_accumulation_steps
+        try:
+            run.switch(rows)
+        finally:
+            self.num_iterations = iterations
+        return run
 
     def _generate(self, prompts):
+        # The step that will train on it: with lookahead one batch is waiting, and that comes first.
+        step = self.state.global_step + len(self._rollouts)
+        rollout = Rollout(self._rows, step, self._saves_pictures(step))
+        self._rollouts.append(rollout)
         output = super()._generate(prompts)
-        completion_ids, completions = output[1], output[3]
-        self._rewrites = [
-            parse_answer(completion[0]["content"], finished=ids[-1] in self.eos_token_ids)
-            for completion, ids in zip(completions, completion_ids, strict=True)
+        if self._measures_gain or rollout.returns_images:
+            own = list(dict.fromkeys(row["user_prompt"] for row in rollout.rows))
+            own = own if self._measures_gain else own[:SHOWN_PROMPTS]
+            rollout.own_jobs = [RenderJob(prompt, prompt, seed) for prompt in own for seed in self._seeds(prompt)]
+            rollout.own = self.worker.submit(rollout.own_jobs, return_images=rollout.returns_images)
+        return output
+
+    def _generate_single_turn(self, prompt_ids, images, multimodal_fields, num_generations, **kwargs):
+        count = len(prompt_ids)
+        parts = 1 if images else self.args.generate_in_parts  # TRL does not say which picture belongs to which prompt
+        groups = math.ceil(count / num_generations)
+        size = math.ceil(groups / parts) * num_generations
+        generated = []
+        for start in range(0, count, size):
+            part = slice(start, start + size)
+            fields = {name: some[part] if len(some) == count else some for name, some in multimodal_fields.items()}
+            generated.append(
+                super()._generate_single_turn(
+                    prompt_ids[part], images[part] if images else None, fields, num_generations, **kwargs
+                )
+            )
+            self._send(generated[-1][0])
+        ids, logprobs = zip(*generated, strict=True)
+        return sum(ids, []), sum(logprobs, []) if logprobs[0] is not None else None
+
+    def _send(self, completion_ids: list[list[int]]) -> None:
+        """Hands the next rewrites of the rollout that is being generated to the worker."""
+        rollout = self._rollouts[-1]
+        rows = rollout.rows[len(rollout.rewrites) :]
+        answers = self.processing_class.batch_decode(completion_ids, skip_special_tokens=True)
+        rewrites = [
+            parse_answer(answer, finished=ids[-1] in self.eos_token_ids)
+            for answer, ids in zip(answers, completion_ids, strict=True)
         ]
         jobs = [
             RenderJob(rewrite, row["user_prompt"], seed)
-            for rewrite, row in zip(self._rewrites, self._rows, strict=True)
+            for rewrite, row in zip(rewrites, rows, strict=False)
             if rewrite is not None
             for seed in self._seeds(row["user_prompt"])
         ]
-        self._submitted = time.perf_counter()
-        self._pending = self.worker.submit(jobs, return_images=self._saves_pictures())
-        if self._measures_gain or self._saves_pictures():
-            own = list(dict.fromkeys(row["user_prompt"] for row in self._rows))
-            own = own if self._measures_gain else own[:SHOWN_PROMPTS]
-            self._own_jobs = [RenderJob(prompt, prompt, seed) for prompt in own for seed in self._seeds(prompt)]
-            self._pending_own = self.worker.submit(self._own_jobs, return_images=self._saves_pictures())
-        return output
+        rollout.submitted = rollout.submitted or time.perf_counter()
+        rollout.rewrites += rewrites
+        rollout.pending.append((len(jobs), self.worker.submit(jobs, return_images=rollout.returns_images)))
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
+        if self.args.lookahead:
+            getcurrent().parent.switch()  # back to `_begin`
         # Whatever goes wrong on this rank is kept as an error until all ranks know of it: an exception here would
         # leave the others waiting in the next collective.
+        rollout = self._rollouts.popleft()
         asked = time.perf_counter()
-        pictures = self._collect()
-        own_scores = self._collect_own() if self._measures_gain else {}
+        pictures = self._collect(rollout)
+        own_scores = self._collect_own(rollout) if self._measures_gain else {}
         self._waited = time.perf_counter() - asked
         self._log_mean("render/wait_seconds", self._waited)
-        self._log_mean("render/seconds", time.perf_counter() - self._submitted)
+        self._log_mean("render/seconds", time.perf_counter() - rollout.submitted)
         errors = [result.error for row in pictures for result in row if result.error]
         failed = [any(result.error for result in row) for row in pictures]
         tokens = [results[0].tokens if results else {} for results in pictures]
         scores = [mean_scores(results) for results in pictures]
 
         # Rewards judge what is drawn, so text rewards get the parsed rewrites.
-        parsed = [[{"role": "assistant", "content": rewrite or ""}] for rewrite in self._rewrites]
+        parsed = [[{"role": "assistant", "content": rewrite or ""}] for rewrite in rollout.rewrites]
         rows = [
             {**row, "image_scores": some, "rewrite_tokens": counts, "answer": completion[0]["content"]}
             for row, some, counts, completion in zip(inputs, scores, tokens, completions, strict=True)
@@ -154,7 +255,7 @@ class PromptEnhancerTrainer(GRPOTrainer):
         # From here on all rows of all ranks, in which no single rank can fail
         device = raw.device
         raw, gains = raw.masked_fill(~raw.isfinite(), torch.nan).cpu().numpy(), self._gather_rows(gains)
-        malformed = self._gather_rows([rewrite is None for rewrite in self._rewrites]).astype(bool)
+        malformed = self._gather_rows([rewrite is None for rewrite in rollout.rewrites]).astype(bool)
         failed = self._gather_rows(failed).astype(bool) | ~(malformed | self.objective.is_decided(raw, gains))
         values, held_back = self.objective.train_on(raw, gains, malformed, failed)
         rewards = torch.tensor(values, dtype=torch.float32, device=device)
@@ -167,33 +268,35 @@ class PromptEnhancerTrainer(GRPOTrainer):
         self._log_gathered("render/malformed", malformed)
         self._log_gathered("render/failed", failed)
         self._log_completion_extra("user_prompt", [row["user_prompt"] for row in inputs])
-        self._log_completion_extra("rewrite", self._rewrites)
+        self._log_completion_extra("rewrite", rollout.rewrites)
         scored = ~(malformed | failed)
         self._log_objective(raw, gains, scored, held_back)
-        self._watch(raw, gains, scored, tokens)
+        self._watch(rollout.rewrites, tokens, raw, gains, scored)
         self._stop_if_nothing_is_scored(failed, malformed, gather_object(errors))
-        if self._saves_pictures():
-            self._save_pictures(pictures, rewards)
+        if rollout.returns_images:
+            self._save_pictures(rollout, pictures, rewards)
         return rewards
 
     def _seeds(self, user_prompt: str) -> list[int]:
-        return paired_seeds(self.args.seed, self.state.global_step, user_prompt, self.args.images_per_prompt)
+        """Those that all rewrites of the prompt are drawn from, in the rollout that is being generated."""
+        return paired_seeds(self.args.seed, self._rollouts[-1].step, user_prompt, self.args.images_per_prompt)
 
-    def _collect(self) -> list[list[RenderResult]]:
-        """What became of the pictures of each of this rank's rewrites; of a malformed one there are none."""
-        each = self.args.images_per_prompt
-        try:
-            results = iter(self._pending.result())
-        except Exception as error:
-            count = sum(rewrite is not None for rewrite in self._rewrites) * each
-            results = iter([RenderResult(error=f"{type(error).__name__}: {error}")] * count)
-        return [[next(results) for _ in range(each)] if rewrite is not None else [] for rewrite in self._rewrites]
+    def _collect(self, rollout: Rollout) -> list[list[RenderResult]]:
+        """What became of the pictures of each rewrite; of a malformed answer there are none."""
+        results: list[RenderResult] = []
+        for count, pending in rollout.pending:
+            try:
+                results += pending.result()
+            except Exception as error:
+                results += [RenderResult(error=f"{type(error).__name__}: {error}")] * count
+        some, each = iter(results), self.args.images_per_prompt
+        return [[next(some) for _ in range(each)] if rewrite is not None else [] for rewrite in rollout.rewrites]
 
-    def _collect_own(self) -> dict[str, dict[str, float]]:
+    def _collect_own(self, rollout: Rollout) -> dict[str, dict[str, float]]:
         """The image rewards of this rank's user prompts as they are; of one that could not be drawn none."""
         results: dict[str, list[RenderResult]] = {}
         try:
-            for job, result in zip(self._own_jobs, self._pending_own.result(), strict=True):
+            for job, result in zip(rollout.own_jobs, rollout.own.result(), strict=True):
                 results.setdefault(job.user_prompt, []).append(result)
         except Exception as error:
             logger.warning(f"the users' own prompts could not be drawn: {type(error).__name__}: {error}")
@@ -220,9 +323,21 @@ class PromptEnhancerTrainer(GRPOTrainer):
             sums = sums[~np.isnan(sums)]
             self._log_gathered("gain/win_rate", (sums > 0) + 0.5 * (sums == 0))
 
-    def _watch(self, raw: np.ndarray, gains: np.ndarray, scored: np.ndarray, tokens: list[dict[str, int]]) -> None:
-        """Shows the batch to the watch for reward hacking, and logs what that thinks."""
-        grown = excesses([rewrite or "" for rewrite in self._rewrites], tokens, self.worker.token_limits)
+    def _watch(
+        self,
+        rewrites: list[str | None],
+        tokens: list[dict[str, int]],
+        raw: np.ndarray,
+        gains: np.ndarray,
+        scored: np.ndarray,
+    ) -> None:
+        """Shows the batch to the watch for reward hacking, and logs what that thinks.
+
+        Args:
+            rewrites, tokens: of this rank.
+            raw, gains: (rows, rewards) of all ranks; `scored`: (rows,).
+        """
+        grown = excesses([rewrite or "" for rewrite in rewrites], tokens, self.worker.token_limits)
         grown = {name: [math.nan if value is None else value for value in some] for name, some in grown.items()}
         watched = {name: raw[scored, self.objective.names.index(name)] for name in self.monitors}
         watched |= {name: self._gather_rows(some)[scored] for name, some in grown.items()}
@@ -310,7 +425,7 @@ class PromptEnhancerTrainer(GRPOTrainer):
         return gather(torch.tensor(values, dtype=torch.float, device=self.accelerator.device)).cpu().numpy()
 
     def _of_this_rank(self, values: np.ndarray) -> list[float]:
-        count = len(self._rows)
+        count = len(values) // self.accelerator.num_processes
         start = self.accelerator.process_index * count
         return values[start : start + count].tolist()
 
@@ -350,21 +465,20 @@ class PromptEnhancerTrainer(GRPOTrainer):
             self._save_checkpoint(self.model, trial=None)
         return f". Go on later with --resume_from_checkpoint {folder}" if self.state.global_step else ""
 
-    def _saves_pictures(self) -> bool:
+    def _saves_pictures(self, step: int) -> bool:
         every = self.args.log_images_steps
-        return bool(every and self.accelerator.is_main_process and self.state.global_step % every == 0)
+        return bool(every and self.accelerator.is_main_process and step % every == 0)
 
-    def _save_pictures(self, pictures: list[list[RenderResult]], rewards: torch.Tensor) -> None:
+    def _save_pictures(self, rollout: Rollout, pictures: list[list[RenderResult]], rewards: torch.Tensor) -> None:
         """One file a step, and a table in the trackers: the first picture of each rewrite of up to four prompts.
 
         Beside them is the picture of the user's own prompt from the same seed.
         """
-        shown = list(dict.fromkeys(job.user_prompt for job in self._own_jobs))[:SHOWN_PROMPTS]
+        shown = list(dict.fromkeys(job.user_prompt for job in rollout.own_jobs))[:SHOWN_PROMPTS]
         originals: dict[str, Image.Image | None] = dict.fromkeys(shown)
         try:
-            for job, result in zip(self._own_jobs, self._pending_own.result(), strict=True):
-                if job.user_prompt in originals and job.seed == self._seeds(job.user_prompt)[0]:
-                    originals[job.user_prompt] = result.image
+            results = rollout.own.result()[:: self.args.images_per_prompt]  # the first seed of each
+            originals |= zip(shown, (result.image for result in results), strict=False)
         except Exception as error:
             logger.warning(f"the users' own prompts could not be drawn for the sample pictures: {error}")
         rewards = rewards.cpu()
@@ -372,12 +486,12 @@ class PromptEnhancerTrainer(GRPOTrainer):
         totals = (rewards * self.reward_weights).nansum(dim=1).masked_fill(failed, torch.nan).tolist()
         samples = [
             Sample(row["user_prompt"], rewrite, total, results[0].image, originals[row["user_prompt"]])
-            for row, results, rewrite, total in zip(self._rows, pictures, self._rewrites, totals, strict=False)
+            for row, results, rewrite, total in zip(rollout.rows, pictures, rollout.rewrites, totals, strict=False)
             if row["user_prompt"] in originals and results and not math.isnan(total)
         ]
         if samples:
             folder = Path(self.args.output_dir) / "images"
             folder.mkdir(parents=True, exist_ok=True)
             grid = sample_grid(samples)
-            grid.save(folder / f"step-{self.state.global_step:06d}.png")
+            grid.save(folder / f"step-{rollout.step:06d}.png")
             log_samples(self, samples, grid)

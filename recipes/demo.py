@@ -305,9 +305,9 @@ def build_page(
 
 
 def main(render: RenderConfig, config: DemoConfig) -> None:
-    # One picture of each prompt is shown: what compares several has nothing to say.
-    config.reward_funcs = [name for name in config.reward_funcs if least_pictures(name) == 1]
     try:
+        # One picture of each prompt is shown: what compares several has nothing to say.
+        config.reward_funcs = [name for name in config.reward_funcs if least_pictures(name) == 1]
         port = find_port(config.host, config.port)
         examples = load_examples(config)
         text_rewards = load_text_rewards(config)

@@ -87,27 +87,28 @@ def least_pictures(name: str) -> int:
     return getattr(resolve(name), "least_pictures", 1)
 
 
-def load_reward(name: str, **kwargs: Any) -> Callable:
-    """The reward of that name, ready to call; `kwargs` build it if it is a class, `device` if it asks for that.
+def load_reward(name: str, device: str | None = None, **kwargs: Any) -> Callable:
+    """The reward of that name, ready to call; `kwargs` build it if it is a class, with `device` if it takes that.
 
     Raises:
         ValueError: as `check_kwargs`.
     """
-    target = resolve(name)
-    if "device" not in inspect.signature(target).parameters or not inspect.isclass(target):
-        kwargs.pop("device", None)
     check_kwargs(name, kwargs)
-    return target(**kwargs) if inspect.isclass(target) else target
+    target = resolve(name)
+    if not inspect.isclass(target):
+        return target
+    return target(**kwargs, **({"device": device} if "device" in inspect.signature(target).parameters else {}))
 
 
 def check_kwargs(name: str, kwargs: dict[str, Any]) -> None:
-    """Raises a ValueError as `resolve`, or if the reward takes no such keyword arguments."""
+    """Raises a ValueError as `resolve`, or if the reward does not take these keyword arguments."""
     target = resolve(name)
     if not inspect.isclass(target):
         if kwargs:
             raise ValueError(f"reward {name!r} is a function and takes no reward_kwargs, but got {', '.join(kwargs)}")
         return
+    signature = inspect.signature(target)
     try:
-        inspect.signature(target).bind(**kwargs)
+        signature.bind(**({"device": None} if "device" in signature.parameters else {}) | kwargs)
     except TypeError as error:
-        raise ValueError(f"reward_kwargs of {name!r}: {error}; it takes {inspect.signature(target)}") from error
+        raise ValueError(f"reward_kwargs of {name!r}: {error}; it takes {signature}") from error

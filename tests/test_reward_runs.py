@@ -31,7 +31,14 @@ def jobs(*counts):
 
 @pytest.mark.parametrize(
     ("counts", "size", "sizes"),
-    [((1,) * 5, 2, [2, 2, 1]), ((2,) * 4, 3, [2] * 4), ((2, 2, 2), 4, [4, 2]), ((5, 1, 1), 2, [5, 2]), ((), 4, [])],
+    [
+        ((1,) * 5, 2, [2, 2, 1]),
+        ((2,) * 4, 3, [2] * 4),
+        ((2, 2, 2), 4, [4, 2]),
+        ((5, 1, 1), 2, [5, 2]),
+        ((40,), 16, [16, 16, 8]),
+        ((), 4, []),
+    ],
 )
 def test_the_pictures_of_a_rewrite_stay_together(counts, size, sizes):
     parts = whole_rewrites(jobs(*counts), size)
