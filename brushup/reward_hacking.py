@@ -155,7 +155,8 @@ class RewardHackingWatch(TrainerCallback):
 
     def record(self, step: int, reward: np.ndarray, watched: dict[str, np.ndarray]) -> None:
         """Takes a batch of rewrites: their total and what is watched, each (rows,), NaN where nothing was scored."""
-        with warnings.catch_warnings(action="ignore"):  # of rows that are all NaN
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of rows that are all NaN
             batch = {name: [float(np.nanmean(v)), float(np.nanstd(v))] for name, v in watched.items()}
             self.batches.append(batch | {"reward": [float(np.nanmean(reward)), 0.0], "step": [step, 0.0]})
         if self.window and len(self.batches) >= 2 * self.window:
@@ -175,7 +176,8 @@ class RewardHackingWatch(TrainerCallback):
         rewards = np.array([batch["reward"][0] for batch in self.batches])
         windows = np.lib.stride_tricks.sliding_window_view(means, self.window)[: -self.window]
         best = np.argmin if name in CLIMBS else np.argmax
-        with warnings.catch_warnings(action="ignore"):  # of values that do not vary, or are all NaN
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of values that do not vary, or are all NaN
             averages = np.nanmean(windows, axis=1)
             if np.isnan(averages).all():
                 return None

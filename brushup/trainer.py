@@ -114,7 +114,9 @@ class PromptEnhancerTrainer(GRPOTrainer):
         """With lookahead: the next batch, and TRL's method, halfway through."""
         self._upcoming: deque[list[dict]] = deque()
         self._source: Iterator | None = None
-        if args.lookahead and args.steps_per_generation * args.num_iterations % args.gradient_accumulation_steps:
+        micro_steps = args.steps_per_generation * args.num_iterations
+        self._steps_per_batch = max(1, micro_steps // args.gradient_accumulation_steps)
+        if args.lookahead and micro_steps % args.gradient_accumulation_steps:
             raise ValueError(
                 f"lookahead: {args.lookahead} wants a batch of rewrites to begin with an optimizer step: make "
                 f"steps_per_generation ({args.steps_per_generation}) a multiple of gradient_accumulation_steps "
@@ -129,7 +131,7 @@ class PromptEnhancerTrainer(GRPOTrainer):
             return super().get_batch_samples(epoch_iterator, num_batches, device)
         if epoch_iterator is not self._source:
             self._source, self._upcoming = epoch_iterator, deque()
-        ahead = num_batches + self.args.steps_per_generation * self.num_iterations
+        ahead = num_batches * (1 + self._steps_per_batch)
         self._upcoming.extend(itertools.islice(epoch_iterator, ahead - len(self._upcoming)))
         batches = [self._upcoming.popleft() for _ in range(min(num_batches, len(self._upcoming)))]
         return super().get_batch_samples(iter(batches), num_batches, device)
@@ -145,8 +147,8 @@ class PromptEnhancerTrainer(GRPOTrainer):
         rows, run = self._begun.popleft() if self._begun else (inputs, self._begin(inputs))
         if rows is not inputs:
             raise RuntimeError("lookahead: the batch that was looked ahead to is not the one to train on")
-        following = self.args.steps_per_generation * self.num_iterations - self.args.gradient_accumulation_steps
-        if len(self._upcoming) > following and self.state.global_step + 1 < self.state.max_steps:
+        following = (self._steps_per_batch - 1) * self.args.gradient_accumulation_steps
+        if len(self._upcoming) > following and self.state.global_step + self._steps_per_batch < self.state.max_steps:
             self._begun.append((self._upcoming[following], self._begin(self._upcoming[following])))
         return run.switch()
 
@@ -169,7 +171,7 @@ class PromptEnhancerTrainer(GRPOTrainer):
 
     def _generate(self, prompts):
         # The step that will train on it: with lookahead one batch is waiting, and that comes first.
-        step = self.state.global_step + len(self._rollouts)
+        step = self.state.global_step + len(self._rollouts) * self._steps_per_batch
         rollout = Rollout(self._rows, step, self._saves_pictures(step))
         self._rollouts.append(rollout)
         output = super()._generate(prompts)
