@@ -6,6 +6,7 @@ Text is tokenised as the real ones do where the tokenizer is in a package, else 
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 from unittest.mock import patch
 
 import torch
@@ -13,15 +14,18 @@ import torch
 from brushup.rewards import load_reward
 
 
+if TYPE_CHECKING:
+    from transformers import Qwen2VLConfig
+
 TINY_WORLD = Path(__file__).parent.parent / "data" / "tiny_world"
 
 
-def load_random(name: str, device: str) -> Callable:
-    """The reward of that name with its default settings on `device`; those that need no download as they are."""
-    return BUILDERS.get(name, load_reward)(name, device=device)
+def load_random(name: str, device: str, **settings) -> Callable:
+    """The reward of that name on `device` with these settings of its own; those that need no download as they are."""
+    return BUILDERS.get(name, load_reward)(name, device=device, **settings)
 
 
-def open_clip_reward(name: str, device: str) -> Callable:
+def open_clip_reward(name: str, device: str, **settings) -> Callable:
     """`clip`, `siglip`, `hpsv2`, `aesthetic`, `diversity`: OpenCLIP's model without weights."""
     import open_clip
 
@@ -41,7 +45,7 @@ def open_clip_reward(name: str, device: str) -> Callable:
         patch("brushup.rewards.aesthetic.find_checkpoint", lambda *_: None),
         patch("brushup.rewards.aesthetic.read_checkpoint", lambda *_, **__: head_weights(768)),
     ):
-        return load_reward(name, device=device)
+        return load_reward(name, device=device, **settings)
 
 
 def head_weights(width: int, prefix: str = "layers.") -> dict[str, torch.Tensor]:
@@ -100,12 +104,53 @@ def image_reward(name: str, device: str) -> Callable:
         return load_reward(name, device=device)
 
 
+def qwen2_vl_config(size: str) -> "Qwen2VLConfig":
+    """Of the Qwen2-VL with so many parameters, "2B" or "7B", with the tiny world's special tokens; or "tiny"."""
+    from transformers import Qwen2VLConfig
+
+    tiny = Qwen2VLConfig.from_pretrained(TINY_WORLD / "policy")
+    if size == "tiny":
+        return tiny
+    text = {
+        "2B": {
+            "hidden_size": 1536,
+            "intermediate_size": 8960,
+            "num_attention_heads": 12,
+            "num_key_value_heads": 2,
+            "vocab_size": 151936,
+        },
+        "7B": {
+            "hidden_size": 3584,
+            "intermediate_size": 18944,
+            "num_attention_heads": 28,
+            "num_key_value_heads": 4,
+            "vocab_size": 152064,
+        },
+    }[size]
+    return Qwen2VLConfig(
+        text_config={
+            **text,
+            "num_hidden_layers": 28,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]},
+        },
+        vision_config={
+            "depth": 32,
+            "embed_dim": 1280,
+            "hidden_size": text["hidden_size"],
+            "num_heads": 16,
+            "mlp_ratio": 4,
+            "patch_size": 14,
+        },
+        tie_word_embeddings=size == "2B",
+        **{key: number for key, number in tiny.to_dict().items() if key.endswith("_token_id")},
+    )
+
+
 def vqa(name: str, device: str) -> Callable:
     """A Qwen2-VL-2B with the tiny world's tokenizer; pictures of 512x512 become 324 tokens, as with the real one."""
     from transformers import (
         AutoModelForImageTextToText,
         AutoProcessor,
-        Qwen2VLConfig,
         Qwen2VLForConditionalGeneration,
         Qwen2VLImageProcessor,
     )
@@ -113,19 +158,7 @@ def vqa(name: str, device: str) -> Callable:
     processor = AutoProcessor.from_pretrained(TINY_WORLD / "policy")
     processor.image_processor = Qwen2VLImageProcessor()
     processor.tokenizer.add_tokens(["yes", "no"])
-    tiny = Qwen2VLConfig.from_pretrained(TINY_WORLD / "policy").to_dict()
-    special = {key: number for key, number in tiny.items() if key.endswith("_token_id")}
-    text = {
-        "hidden_size": 1536,
-        "intermediate_size": 8960,
-        "num_hidden_layers": 28,
-        "num_attention_heads": 12,
-        "num_key_value_heads": 2,
-        "vocab_size": 151936,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]},
-    }
-    vision = {"depth": 32, "embed_dim": 1280, "hidden_size": 1536, "num_heads": 16, "mlp_ratio": 4, "patch_size": 14}
-    config = Qwen2VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=True, **special)
+    config = qwen2_vl_config("2B")
 
     def create(*_, dtype: str, **__):
         return Qwen2VLForConditionalGeneration._from_config(config, dtype=getattr(torch, dtype))

@@ -7,7 +7,7 @@ from typing import Any
 
 import diffusers
 import torch
-from diffusers import DiffusionPipeline, SchedulerMixin
+from diffusers import DiffusionPipeline, SchedulerMixin, SD3Transformer2DModel
 from diffusers.loaders.lora_base import LoraBaseMixin
 from transformers import PreTrainedTokenizerBase
 
@@ -132,6 +132,37 @@ def place(pipeline: DiffusionPipeline, device: torch.device, memory_savers: Coll
         pipeline.to(device)
 
 
+def find_denoiser(pipeline: DiffusionPipeline) -> torch.nn.Module:
+    """The transformer or U-Net; a ValueError if there is none."""
+    denoiser = getattr(pipeline, "transformer", None) or getattr(pipeline, "unet", None)
+    if not denoiser:
+        name = type(pipeline).__name__
+        raise ValueError(f"compile_generator, fuse_qkv: {name} has neither a transformer nor a unet; leave them out")
+    return denoiser
+
+
+def fuse_qkv_projections(pipeline: DiffusionPipeline) -> None:
+    """Makes queries, keys and values of the denoiser with one matrix product instead of three.
+
+    Raises:
+        ValueError: the denoiser can't do that.
+    """
+    denoiser = find_denoiser(pipeline)
+    config = denoiser.config
+    if not hasattr(denoiser, "fuse_qkv_projections"):
+        raise ValueError(f"fuse_qkv: {type(denoiser).__name__} can't fuse them; leave it out")
+    if isinstance(denoiser, SD3Transformer2DModel) and (config.qk_norm or config.dual_attention_layers):
+        raise ValueError("fuse_qkv: diffusers' fused attention lacks what Stable Diffusion 3.5 has; leave it out")
+    denoiser.fuse_qkv_projections()
+
+
+def compile_models(pipeline: DiffusionPipeline) -> None:
+    """Compiles the denoiser and the VAE's decoder, each new size of a batch anew, at its first use."""
+    find_denoiser(pipeline).compile(dynamic=False)
+    if decoder := getattr(getattr(pipeline, "vae", None), "decoder", None):
+        decoder.compile(dynamic=False)
+
+
 def limit_gpu_memory(fraction: float, device: torch.device) -> None:
     """Raises a ValueError for a fraction that is not above 0 and at most 1."""
     if not 0 < fraction <= 1:
@@ -168,6 +199,7 @@ def load_pipeline(
     lora: str | None,
     lora_scale: float,
     memory_savers: Collection[str],
+    fuse_qkv: bool,
 ) -> DiffusionPipeline:
     """The pipeline, ready to draw; the arguments are those of `Renderer`.
 
@@ -190,5 +222,7 @@ def load_pipeline(
         pipeline.scheduler = make_scheduler(pipeline, scheduler, scheduler_kwargs)
     if lora:
         fuse_lora(pipeline, lora, lora_scale)
+    if fuse_qkv:
+        fuse_qkv_projections(pipeline)
     place(pipeline, device, memory_savers)
     return pipeline

@@ -122,8 +122,13 @@ class PromptEnhancerTrainer(GRPOTrainer):
                 f"steps_per_generation ({args.steps_per_generation}) a multiple of gradient_accumulation_steps "
                 f"({args.gradient_accumulation_steps})"
             )
-        if not self.use_vllm:
-            banned = {*vision_placeholder_ids(self.model.config), *(self.generation_config.suppress_tokens or ())}
+        placeholders = vision_placeholder_ids(self.model.config)
+        if self.use_vllm:  # a field of vLLM's SamplingParams, and of the requests to its server
+            kwargs = self.vllm_generation.generation_kwargs
+            bias = {**(kwargs.get("logit_bias") or {}), **dict.fromkeys(placeholders, -100.0)}
+            self.vllm_generation.generation_kwargs = {**kwargs, "logit_bias": bias}
+        else:
+            banned = {*placeholders, *(self.generation_config.suppress_tokens or ())}
             self.generation_config.suppress_tokens = self.generation_kwargs["suppress_tokens"] = list(banned) or None
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):

@@ -66,6 +66,8 @@ def main(render: RenderConfig, rewards: RewardConfig, service: ServeConfig) -> N
 
     gpus = torch.cuda.device_count() and 1 if service.gpus_per_replica is None else service.gpus_per_replica
     cpus = 0 if gpus else max(1, (os.cpu_count() or 1) // service.num_replicas)  # also its number of threads
+    # With auto, a replica gets so many jobs at once, and finds out how many of them to draw at once.
+    batch_size = 32 if render.render_batch_size == "auto" else render.render_batch_size
     port = service.port or free_port(service.host)
     settings = settings_of(render, rewards)
 
@@ -82,7 +84,7 @@ def main(render: RenderConfig, rewards: RewardConfig, service: ServeConfig) -> N
                 settings,
                 rewards=settings["reward_funcs"],
                 render_timeout=render.render_timeout,
-                batch_size=render.render_batch_size,
+                batch_size=batch_size,
                 num_replicas=service.num_replicas,
                 actor_options={"num_cpus": cpus, "num_gpus": gpus},
                 token=token,

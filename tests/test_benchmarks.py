@@ -31,3 +31,34 @@ def test_rewards(tmp_path):
     assert max(alone["compression"]["gigabytes"], alone["image_quality"]["gigabytes"]) < alone["clip"]["gigabytes"]
     for key, ratio in results["together_over_sum"].items():
         assert ratio == pytest.approx(together[key] / sum(one[key] for one in alone.values()))
+
+
+@pytest.mark.slow  # PyTorch, diffusers and TRL are loaded
+def test_gpu(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "benchmarks/gpu.py", "--small", "--output", str(tmp_path / "gpu.json")],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "left out" not in done.stdout and "out of memory" not in done.stdout
+    results = json.loads((tmp_path / "gpu.json").read_text())
+    assert results["small"] and results["matrix_tflops"] > 0
+    parts, ways, step = results["parts"], results["ways"], results["steps"]["tiny"]
+    assert parts["text encoders without T5"]["tflop"] < parts["text encoders, both prompts"]["tflop"]
+    default, one_at_a_time, *others = ways.values()
+    assert default["of_limit"] is None  # other pixels, other steps
+    for way in others:
+        rate = way["pictures_per_second"]
+        assert way["over_default"] == pytest.approx(rate / default["pictures_per_second"])
+        assert way["over_one_at_a_time"] == pytest.approx(rate / one_at_a_time["pictures_per_second"])
+        assert 0 < way["of_limit"] < 2
+    # What a picture costs, by the share of the limit: half the steps spare half of the denoising
+    work = {name: way["of_limit"] / way["pictures_per_second"] for name, way in ways.items() if way["of_limit"]}
+    half = next(name for name in work if name.endswith(", half the steps"))
+    spared = work[half.removesuffix(", half the steps")] - work[half]
+    denoising = parts["denoiser, all steps, with guidance"]
+    assert spared == pytest.approx(denoising["tflop"] * denoising["times"] / 2 / results["matrix_tflops"])
+    assert step["pictures"] == 4 and step["train"] > 0
+    assert step["generate"] + step["train"] < step["step"] and step["draw"] < step["step"]

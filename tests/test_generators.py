@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import torch
 from accelerate import cpu_offload
-from conftest import WITHOUT_T5
+from conftest import TINY_WORLD, WITHOUT_T5
 from diffusers import DDPMPipeline, DDPMScheduler, DiffusionPipeline, UNet2DModel
 from generators import BUILDERS, CALL, CALL_OF, save_generator
 from peft import LoraConfig, get_peft_model_state_dict
 from PIL import Image
 
 from brushup.config import RenderConfig
-from brushup.generator import FROM_PRETRAINED_ARGUMENTS, limit_gpu_memory, place
+from brushup.generator import FROM_PRETRAINED_ARGUMENTS, find_denoiser, limit_gpu_memory, place
 from brushup.render import Renderer, RenderFailure
 from brushup.worker import LocalWorker, RenderJob
 
@@ -111,6 +111,86 @@ def test_running_out_of_memory_in_the_decoder_of_sana_halves_the_batch(load, ren
     with pytest.warns(UserWarning, match="VAE tiling"):
         assert difference(renderer.render(JOBS), renderers["sana"].render(JOBS)) <= 2
     assert renderer.batch_size == 2
+
+
+# ----------------------------------------------------------------------------------------------------------- speed
+
+
+@pytest.mark.parametrize("name", ["sd15", "sd3"])
+def test_fused_projections_leave_the_picture(load, renderers, name):
+    fused = load(name, fuse_qkv=True)
+    assert any(hasattr(module, "to_qkv") for module in find_denoiser(fused.pipeline).modules())
+    assert difference(fused.render(JOBS), renderers[name].render(JOBS)) <= 2
+
+
+def test_projections_that_diffusers_fuses_wrongly_are_an_error():
+    with pytest.raises(ValueError, match="fuse_qkv: .* lacks what Stable Diffusion 3.5 has"):
+        Renderer(str(TINY_WORLD / "generator"), WITHOUT_T5, device="cpu", fuse_qkv=True)  # it has norms
+
+
+@pytest.fixture
+def without_kernels(monkeypatch):
+    """torch.compile as it is, but for the kernels: to build those for a CPU takes minutes."""
+    compile_module = torch.nn.Module.compile
+    monkeypatch.setattr(
+        torch.nn.Module, "compile", lambda module, **settings: compile_module(module, backend="eager", **settings)
+    )
+    torch.compiler.reset()
+
+
+@pytest.mark.parametrize("name", ["sd3", "sana"])
+def test_compiled_models_draw_the_same_and_are_compiled_once(load, renderers, without_kernels, name):
+    compiled = load(name, compile_generator=True, render_batch_size=3)
+    assert compiled.images_drawn == 0
+    decoder, decoded = compiled.pipeline.vae.decoder, []
+    decoder.register_forward_pre_hook(lambda _, inputs: decoded.append(len(inputs[0])))
+    compiled.render(JOBS[:1])  # the hook is compiled too
+    with torch.compiler.set_stance("fail_on_recompile"):
+        together = compiled.render(JOBS)  # a full batch and one of a single picture
+        alone = compiled.render([(SHORT, 2)])
+    assert compiled.images_drawn == 6 and decoded == [3] * 4
+    assert decoder._compiled_call_impl and find_denoiser(compiled.pipeline)._compiled_call_impl
+    assert difference(together + alone, renderers[name].render([*JOBS, (SHORT, 2)])) <= 2
+
+
+def test_a_generator_that_does_not_compile_is_an_error_at_once(load, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("there is no compiler (said the test)")
+
+    compile_module = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module, dynamic: compile_module(module, backend=fail))
+    with pytest.raises(RuntimeError, match="(?s)compile_generator: .*there is no compiler"):
+        load("sd3", compile_generator=True)
+
+
+def test_compiled_models_that_run_out_of_memory_go_on_with_smaller_batches(load, renderers, monkeypatch):
+    monkeypatch.setattr("brushup.render.compile_models", lambda pipeline: None)  # batches are filled up all the same
+    renderer = load("sd3", compile_generator=True, render_batch_size=4)
+    decode, sizes = renderer.pipeline.vae.decode, []
+
+    def decode_one(latents, **kwargs):
+        sizes.append(len(latents))
+        if len(latents) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory (said the test)")
+        return decode(latents, **kwargs)
+
+    monkeypatch.setattr(renderer.pipeline.vae, "decode", decode_one)
+    drawn = renderer.render(JOBS[:3])
+    assert sizes == [4, 2, 1, 1, 1]
+    assert difference(drawn, renderers["sd3"].render(JOBS[:3])) <= 2
+
+
+def test_the_batch_size_is_found_before_models_are_compiled(load, monkeypatch):
+    compiled = []
+    monkeypatch.setattr("brushup.render.compile_models", compiled.append)
+    monkeypatch.setattr("brushup.batch_size.WORTHWHILE", 1e9)  # the second size is never worth it
+    renderer = load("sd3", compile_generator=True, render_batch_size="auto")
+    jobs = [(SHORT, number) for number in range(4)]
+    for _ in range(2):
+        renderer.render(jobs)
+    assert compiled == []
+    renderer.render([(SHORT, number) for number in range(28)])
+    assert renderer.batch_size == 4 and compiled == [renderer.pipeline]
 
 
 # -------------------------------------------------------------------------------------------------------- settings

@@ -2,6 +2,8 @@
 
 import json
 import re
+import shlex
+import shutil
 
 import pandas
 import pytest
@@ -13,6 +15,7 @@ from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dic
 from safetensors.torch import load_file
 from transformers import AutoProcessor, Qwen2VLForConditionalGeneration
 from trl import ModelConfig, TrlParser
+from trl.scripts.vllm_serve import ScriptArguments, build_command
 
 from brushup.config import DataConfig, PromptEnhancerConfig, RenderConfig
 from brushup.enhancer import PromptEnhancer
@@ -20,6 +23,7 @@ from brushup.worker import RenderJob, paired_seeds
 
 
 YAMLS = sorted(str(path.relative_to(REPOSITORY)) for path in REPOSITORY.glob("recipes/**/*.yaml"))
+OFFLOADED = "deepspeed_zero3_offload"
 ACCELERATE_CONFIGS = sorted(path.stem for path in REPOSITORY.glob("accelerate_configs/**/*.yaml"))
 
 
@@ -41,20 +45,54 @@ def test_each_yaml_says_what_it_needs_and_how_it_is_launched(path):
     header = re.split(r"\n\n", (REPOSITORY / path).read_text())[0]
     assert re.search(r"^# Needs: ", header, re.MULTILINE) and re.search(r"^# Override: .*--\w+", header, re.MULTILINE)
     launch = re.search(
-        r"^# Launch: +(?:\w+=\S+ )?accelerate launch --config_file (\S+) (\S+) --config (\S+)$", header, re.MULTILINE
+        r"^# Launch: +(?:\w+=\S+ )?accelerate launch --config_file (\S+) (?:--\w+ \d+ )?(\S+) --config (\S+)$",
+        header,
+        re.MULTILINE,
     )
     assert launch[3] == path and all((REPOSITORY / file).exists() for file in launch.groups())
 
 
 def test_no_yaml_is_missing():
     assert {"recipes/tiny_cpu.yaml", "recipes/qwen2vl_2b_sd3_1gpu.yaml", "recipes/qwen2vl_7b_sd3.yaml"} <= set(YAMLS)
-    assert {"cpu", "single_gpu", *SHARDED} <= set(ACCELERATE_CONFIGS)
+    assert {"recipes/qwen2vl_7b_sd3_vllm_colocate.yaml", "recipes/qwen2vl_7b_sd3_vllm_server.yaml"} <= set(YAMLS)
+    assert {"cpu", "single_gpu", *SHARDED, OFFLOADED} <= set(ACCELERATE_CONFIGS)
+
+
+@pytest.mark.parametrize("mode", ["colocate", "server"])
+def test_vllm_has_a_yaml_for_each_mode_that_trl_takes(mode, monkeypatch):
+    monkeypatch.chdir(REPOSITORY)
+    path = f"recipes/qwen2vl_7b_sd3_vllm_{mode}.yaml"
+    parser = TrlParser((DataConfig, RenderConfig, PromptEnhancerConfig, ModelConfig))
+    _, render, args, model = parser.parse_args_and_config(["--config", path, "--use_cpu", "true"])
+    assert args.use_vllm and args.vllm_mode == mode and not model.load_in_4bit
+    plain = yaml.safe_load((REPOSITORY / "recipes" / "qwen2vl_7b_sd3.yaml").read_text())
+    changed = {
+        key for key, value in yaml.safe_load((REPOSITORY / path).read_text()).items() if plain.get(key) != value
+    }
+    allowed = {"use_vllm", "output_dir", "gradient_accumulation_steps"}
+    assert {key for key in changed if not key.startswith("vllm_")} <= allowed
+
+
+def test_the_vllm_server_is_started_as_trl_starts_it():
+    settings = yaml.safe_load((REPOSITORY / "recipes" / "qwen2vl_7b_sd3_vllm_server.yaml").read_text())
+    text = (REPOSITORY / "recipes" / "qwen2vl_7b_sd3_vllm_server.yaml").read_text()
+    variables, command = re.search(r"^# Server: +((?:\w+=\S+ )+)(vllm serve .*)$", text, re.MULTILINE).groups()
+    given = shlex.split(command)
+    of_trl = build_command(ScriptArguments(model=settings["model_name_or_path"]))
+    assert "VLLM_SERVER_DEV_MODE=1" in variables and given[2] == settings["model_name_or_path"]
+    for flag in ("--weight-transfer-config", "--logprobs-mode", "--max-logprobs"):
+        assert given[given.index(flag) + 1] == of_trl[of_trl.index(flag) + 1]
+    assert int(given[given.index("--max-model-len") + 1]) > settings["max_completion_length"] + 300  # the prompt
+    trains = set(re.search(r"^# Launch: +CUDA_VISIBLE_DEVICES=(\S+)", text, re.MULTILINE)[1].split(","))
+    assert not trains & set(re.search(r"CUDA_VISIBLE_DEVICES=(\S+)", variables)[1].split(","))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", SHARDED)
+@pytest.mark.parametrize("name", [*SHARDED, OFFLOADED])
 def test_the_recipe_on_two_processes(name, tmp_path, worker, validation_rows):
     """Held-out prompts are shared out; generation, validation, checkpoints and the adapter work sharded."""
+    if name == OFFLOADED and not shutil.which("g++"):
+        pytest.skip("DeepSpeed compiles its Adam for the CPU, and there is no C++ compiler")
     rows = validation_rows[:7]
     (tmp_path / "validation.jsonl").write_text("\n".join(map(json.dumps, rows)))
     out = tmp_path / "out"

@@ -120,3 +120,44 @@ def test_an_error_in_the_batch_ahead_reaches_the_user(tmp_path):
     trainer = make_trainer(tmp_path, StubWorker(broken), max_steps=9, lookahead=1, max_failed_batches=2)
     with pytest.raises(RuntimeError, match="no rewrite of the last 2 batches .* no worker at this address"):
         trainer.train()
+
+
+class StandInForVLLM:
+    """Has what TRL asks of `VLLMGeneration`; the policy itself writes."""
+
+    def __init__(self, model, generation_kwargs=None, **settings):
+        self.model = model
+        self.generation_kwargs = generation_kwargs or {}
+        self.syncs = 0
+
+    def sync_weights(self):
+        self.syncs += 1
+
+    def generate(self, prompts, images, num_generations, profiler):
+        self.asked_with = self.generation_kwargs
+        answers, log_probabilities = [], []
+        for ids in prompts:
+            written = self.model.generate(
+                input_ids=torch.tensor([ids]),
+                max_new_tokens=24,
+                do_sample=True,
+                output_logits=True,
+                return_dict_in_generate=True,
+            )
+            tokens = written.sequences[0, len(ids) :].tolist()
+            answers.append(tokens)
+            scores = (torch.log_softmax(logits[0], -1) for logits in written.logits)
+            log_probabilities.append([[score[token].item()] for score, token in zip(scores, tokens, strict=True)])
+        return prompts, answers, log_probabilities, None
+
+
+@pytest.mark.parametrize("lookahead", [0, 1])
+def test_with_vllm(tmp_path, monkeypatch, lookahead):
+    """vLLM itself needs a GPU. It is told not to write placeholders of pictures, and gets each step's weights."""
+    monkeypatch.setattr("trl.trainer.grpo_trainer.VLLMGeneration", StandInForVLLM)
+    trainer = make_trainer(tmp_path, StubWorker(), use_vllm=True, vllm_mode="colocate", lookahead=lookahead)
+    trainer.train()
+    config, vllm = trainer.model.config, trainer.vllm_generation
+    assert vllm.asked_with["logit_bias"] == {config.image_token_id: -100.0, config.video_token_id: -100.0}
+    assert vllm.syncs == 2 - lookahead and len(history(trainer, "reward")) == 2
+    assert history(trainer, "render/malformed")[0] < 0.5

@@ -1,9 +1,14 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from conftest import RENDER_KWARGS, TINY_WORLD, WITHOUT_T5
 from PIL import Image
+from trl import TrlParser
 
+from brushup.batch_size import BatchSizeSearch
+from brushup.config import RenderConfig
 from brushup.render import Picture, Renderer, RenderFailure
 
 
@@ -109,3 +114,120 @@ def test_an_argument_that_the_pipeline_does_not_take_is_named():
         ValueError, match="StableDiffusion3Pipeline takes no argument 'steps'; it takes .*num_inference"
     ):
         Renderer(str(TINY_WORLD / "generator"), WITHOUT_T5, RENDER_KWARGS | {"steps": 4}, device="cpu")
+
+
+# ------------------------------------------------------------------------------------------------------ batch size
+
+
+class Clock:
+    """A stand-in for `time` in which a batch takes as long as `seconds_of` says."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def searching(monkeypatch):
+    """A renderer with `batch_size="auto"` whose batches take a given time, and the sizes of the batches it draws."""
+    clock, sizes = Clock(), []
+    monkeypatch.setattr("brushup.batch_size.time", clock)
+
+    def make(seconds_of, device: str = "cpu") -> tuple[Renderer, list[int]]:
+        made = Renderer(str(TINY_WORLD / "generator"), WITHOUT_T5, RENDER_KWARGS, batch_size="auto", device="cpu")
+        made._search = BatchSizeSearch(torch.device(device))
+
+        def draw(prompt, num_images_per_prompt, **_):
+            count = len(prompt) * num_images_per_prompt
+            sizes.append(count)
+            clock.now += seconds_of(count)
+            return SimpleNamespace(images=torch.rand(count, 3, 32, 32))
+
+        monkeypatch.setattr(made, "pipeline", draw)
+        return made, sizes
+
+    return make
+
+
+def jobs(count: int) -> list[tuple[str, int]]:
+    return [(f"{RED} {number}", number) for number in range(count)]
+
+
+def test_auto_doubles_the_batch_while_that_draws_faster(searching):
+    renderer, sizes = searching(lambda count: max(1.0, count / 16))  # more than 16 at once are not faster
+    renderer.draw(jobs(200))
+    assert sizes == [4] * 3 + [8] * 3 + [16] * 3 + [32] * 3 + [16, 4]
+    assert renderer.batch_size == 16
+    renderer.draw(jobs(40))
+    assert sizes[-3:] == [16, 16, 8]
+
+
+def test_auto_takes_no_note_of_batches_that_are_not_full(searching):
+    renderer, sizes = searching(lambda count: 1.0)
+    for _ in range(20):
+        renderer.draw(jobs(3))
+    assert sizes == [3] * 20 and renderer.batch_size == 4
+
+
+def test_auto_ends_at_the_largest_size(searching):
+    renderer, sizes = searching(lambda count: 1.0)
+    renderer.draw(jobs(400))
+    assert renderer.batch_size == 32 == max(sizes)
+
+
+def test_a_slow_first_batch_does_not_end_the_search(searching):
+    slow = iter([1, 1, 1, 30, 1, 1])
+    renderer, _ = searching(lambda count: next(slow, 1))
+    renderer.draw(jobs(36))
+    assert renderer.batch_size == 16
+
+
+def test_running_out_of_memory_ends_the_search(searching, monkeypatch):
+    renderer, sizes = searching(lambda count: 1.0)
+    draw = renderer.pipeline
+
+    def fit_eight(prompt, **kwargs):
+        if len(prompt) > 8:
+            raise torch.OutOfMemoryError("CUDA out of memory (said the test)")
+        return draw(prompt=prompt, **kwargs)
+
+    monkeypatch.setattr(renderer, "pipeline", fit_eight)
+    assert all(isinstance(picture, Picture) for picture in renderer.draw(jobs(100)))
+    assert renderer.batch_size == 8 == max(sizes)
+
+
+@pytest.mark.parametrize(("each", "size"), [(1.0, 32), (3.0, 8)])
+def test_auto_does_not_try_what_would_fill_the_gpu(searching, monkeypatch, each, size):
+    """A GPU of 80 with 10 in use by this process and 10 by another, of which this process may have 60."""
+    gpu = {
+        "memory_allocated": 10,
+        "memory_reserved": 12,
+        "mem_get_info": (58, 80),
+        "get_per_process_memory_fraction": 0.75,
+    }
+    for name, value in gpu.items():
+        monkeypatch.setattr(torch.cuda, name, lambda _, value=value: value)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda _: None)
+    drawn = []
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda _: 10 + each * drawn[-1])
+    renderer, _ = searching(lambda count: drawn.append(count) or 1.0, device="cuda")
+    renderer.draw(jobs(200))
+    room = 0.9 * (60 - 10)
+    assert renderer.batch_size == size and each * size <= room < each * 2 * size
+
+
+@pytest.mark.parametrize("size", ["auto", "16", 16])
+def test_the_batch_size_as_it_is_written(size, tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text(f"generator: folder\nrender_batch_size: {size}\n")
+    wanted = size if size == "auto" else 16
+    for arguments in (["--config", str(file)], ["--generator", "folder", "--render_batch_size", str(size)]):
+        assert TrlParser(RenderConfig).parse_args_and_config(arguments)[0].render_batch_size == wanted
+
+
+@pytest.mark.parametrize("size", ["automatic", "0", 0, -4, 2.5, None, True])
+def test_another_batch_size_is_an_error(size):
+    with pytest.raises(ValueError, match=f"render_batch_size: {size!r} is neither a whole number above 0 nor auto"):
+        RenderConfig("folder", render_batch_size=size)

@@ -1,0 +1,378 @@
+"""What does training take of a GPU's memory, and what fits on 24, 48, 80 and 141 GB?
+
+    python benchmarks/memory.py --output memory.json
+    python benchmarks/memory.py --check   # against a real training step, on the CPU
+
+No GPU and no weights are needed. Weights, gradients and optimizer state are arithmetic: parameters (counted in models
+of the published sizes, without their weights) times bytes. What forward and backward, and drawing, take besides is
+counted: the real step of the real model is run on fake tensors, which have a size and no content, and the bytes alive
+at once are added up. All figures are in GiB, as `nvidia-smi` has them; a "24 GB" GPU has 24 of them.
+
+docs/memory.md says what is counted and what is not. The limit is a run on a GPU, where `--dry_run true` measures.
+"""
+
+import argparse
+import functools
+import json
+import threading
+import weakref
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from unittest import mock
+
+import psutil
+import torch
+from diffusers import AutoencoderKL, SD3Transformer2DModel
+from peft import LoraConfig, get_peft_model
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+from torch.utils.weak import WeakIdKeyDictionary
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModelWithProjection,
+    Qwen2VLConfig,
+    Qwen2VLForConditionalGeneration,
+    T5Config,
+    T5EncoderModel,
+)
+from trl.trainer.utils import add_fused_lm_head
+
+from brushup.console import quiet_libraries
+
+
+GIB = 2**30
+GPUS = (24, 48, 80, 141)
+USABLE = 0.9  # of a GPU: the rest is lost to fragments, and to what nobody counted
+FIXED = 1 * GIB  # CUDA's context and its libraries' workspaces: an assumption
+
+# config.json of Qwen/Qwen2-VL-2B-Instruct and -7B-Instruct
+POLICIES = {
+    "2B": {
+        "hidden_size": 1536,
+        "intermediate_size": 8960,
+        "num_attention_heads": 12,
+        "num_key_value_heads": 2,
+        "vocab_size": 151936,
+        "tie_word_embeddings": True,
+    },
+    "7B": {
+        "hidden_size": 3584,
+        "intermediate_size": 18944,
+        "num_attention_heads": 28,
+        "num_key_value_heads": 4,
+        "vocab_size": 152064,
+        "tie_word_embeddings": False,
+    },
+}
+# The policy of --check: all of the vocabulary, and otherwise small
+SMALL = POLICIES["2B"] | {"hidden_size": 512, "intermediate_size": 2048, "num_attention_heads": 4}
+SMALL["num_hidden_layers"] = 8
+
+# The recipes' adapter
+LORA = LoraConfig(r=16, target_modules="q_proj k_proj v_proj o_proj gate_proj up_proj down_proj".split())
+PROMPT, COMPLETION = 128, 160  # tokens: the instruction is some 100 of them
+BATCHES = (1, 8, 32)  # per_device_train_batch_size
+ACCUMULATION = 4  # so many batches are written at once
+SCORER = 2.4e9  # bytes of xlm-roberta-large-ViT-H-14 in bfloat16: 1.19 billion parameters
+RENDER_BATCH, PIXELS = 8, 512
+
+# (method, ZeRO stage, GPUs). Full fine-tuning in bfloat16 needs DeepSpeed, which keeps the weights in float32 besides.
+METHODS = [("QLoRA", "-", 1), ("LoRA", "-", 1), ("LoRA", "3", 8), ("full", "2", 8), ("full", "3", 8)]
+METHODS += [("full", "3, offload", 8)]
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of all tensors made while it is on, and alive at once: `live`, and `peak`."""
+
+    def __init__(self):
+        super().__init__()
+        self.live = self.peak = 0
+        self._seen = WeakIdKeyDictionary()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        output = func(*args, **(kwargs or {}))
+        tree_map_only(torch.Tensor, self._track, output)
+        return output
+
+    def _track(self, tensor: torch.Tensor) -> None:
+        storage = tensor.untyped_storage()  # views share it
+        if storage not in self._seen:
+            size = storage.nbytes()
+            self._seen[storage] = size
+            self.live += size
+            self.peak = max(self.peak, self.live)
+            weakref.finalize(storage, self._free, size)
+
+    def _free(self, size: int) -> None:
+        self.live -= size
+
+
+def policy_on_meta(size: dict, lora: bool = False, vision_depth: int = 32) -> torch.nn.Module:
+    """A Qwen2-VL policy in bfloat16 without weights, set up for training as TRL does it.
+
+    Args:
+        size: fields of its text model's config.
+        lora: with an adapter, in float32, all else frozen.
+        vision_depth: layers of the vision tower, which does nothing as long as prompts have no pictures.
+    """
+    text = {"num_hidden_layers": 28} | size
+    vision = {
+        "depth": vision_depth,
+        "embed_dim": 1280,
+        "num_heads": 16,
+        "mlp_ratio": 4,
+        "hidden_size": size["hidden_size"],
+    }
+    config = Qwen2VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=size["tie_word_embeddings"])
+    with torch.device("meta"):
+        policy = Qwen2VLForConditionalGeneration._from_config(config, dtype=torch.bfloat16)
+        policy.gradient_checkpointing_enable({"use_reentrant": False})
+        add_fused_lm_head(policy, outputs=("log_probs", "entropy"))
+        if lora:
+            policy = get_peft_model(policy, LORA)
+        policy.enable_input_require_grads()
+    return policy.train()
+
+
+def materialize(model: torch.nn.Module) -> None:
+    """Gives a model on the meta device tensors, with no content to speak of; inside `FakeTensorMode`, fake ones."""
+    made = {}  # of each old tensor, by its id; it must live as long, or the id would be another's
+    for module in model.modules():
+        for tensors in (module._parameters, module._buffers):
+            for name, old in tensors.items():
+                if old is not None and id(old) not in made:  # tied weights stay tied
+                    new = torch.empty(old.shape, dtype=old.dtype)
+                    new.fill_(0.01)
+                    if isinstance(old, torch.nn.Parameter):
+                        new = torch.nn.Parameter(new, requires_grad=old.requires_grad)
+                    made[id(old)] = old, new
+                if old is not None:
+                    tensors[name] = made[id(old)][1]
+
+
+@contextmanager
+def counting(as_on_a_gpu: bool = True):
+    """Makes tensors fake, and counts them.
+
+    `as_on_a_gpu`: TRL's log-probabilities are made in place, as by its Triton kernels; on a CPU it makes copies.
+    """
+    with ExitStack() as stack:
+        if as_on_a_gpu:
+            for name in ("_forward_tile", "_backward_tile", "_addmm_fp32"):
+                stack.enter_context(mock.patch(f"trl.kernels.chunked_logprob.{name}", lambda *a, **k: None))
+        stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
+        yield stack.enter_context(LiveBytes())
+
+
+def training_step(policy: torch.nn.Module, batch: int, length: int, keep_gradients: bool = False) -> None:
+    """Forward and backward of `batch` rows of `length` tokens, as GRPO does them, in bfloat16."""
+    if not keep_gradients:  # they are counted apart, since ZeRO shards them
+        for parameter in policy.parameters():
+            if parameter.requires_grad:
+                parameter.register_post_accumulate_grad_hook(lambda tensor: setattr(tensor, "grad", None))
+    ids = torch.zeros(batch, length, dtype=torch.long)
+    positions = torch.arange(length).expand(3, batch, length)
+    with torch.autocast("cpu", torch.bfloat16):
+        output = policy(
+            input_ids=ids, attention_mask=torch.ones_like(ids), position_ids=positions, labels=ids, fused_lm_head=True
+        )
+    output.log_probs.sum().backward()
+
+
+@functools.cache
+def activation_bytes(policy: str, lora: bool, batch: int) -> int:
+    """What forward and backward take at their peak, beyond weights and gradients."""
+    model = policy_on_meta(POLICIES[policy], lora=lora)
+    with counting() as bytes_:
+        materialize(model)
+        before = bytes_.peak = bytes_.live
+        training_step(model, batch, PROMPT + COMPLETION)
+    return bytes_.peak - before
+
+
+@functools.cache
+def generator_bytes(with_t5: bool) -> tuple[int, int]:
+    """Stable Diffusion 3 medium in bfloat16: its weights, and what drawing a batch takes besides."""
+    with torch.device("meta"):
+        transformer = SD3Transformer2DModel(
+            num_layers=24,
+            num_attention_heads=24,
+            attention_head_dim=64,
+            joint_attention_dim=4096,
+            caption_projection_dim=1536,
+            pooled_projection_dim=2048,
+            pos_embed_max_size=192,
+        )
+        vae = AutoencoderKL(
+            down_block_types=["DownEncoderBlock2D"] * 4,
+            up_block_types=["UpDecoderBlock2D"] * 4,
+            block_out_channels=(128, 256, 512, 512),
+            layers_per_block=2,
+            latent_channels=16,
+            use_quant_conv=False,
+            use_post_quant_conv=False,
+        )
+        large = {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12, "projection_dim": 768}
+        big = {"hidden_size": 1280, "intermediate_size": 5120, "num_attention_heads": 20, "projection_dim": 1280}
+        texts = [
+            CLIPTextModelWithProjection(CLIPTextConfig(**large, num_hidden_layers=12)),
+            CLIPTextModelWithProjection(CLIPTextConfig(**big, num_hidden_layers=32)),
+        ]
+        if with_t5:
+            t5 = {"d_model": 4096, "d_ff": 10240, "num_layers": 24, "num_heads": 64, "feed_forward_proj": "gated-gelu"}
+            texts.append(T5EncoderModel(T5Config(**t5, d_kv=64, vocab_size=32128)))
+    weights = 2 * sum(parameters(model) for model in (transformer, vae, *texts))
+    pictures, side = 2 * RENDER_BATCH, PIXELS // 8  # with and without the prompt, for guidance
+    with counting() as bytes_, torch.no_grad():
+        for model in (transformer, vae):
+            model.to(torch.bfloat16)
+            materialize(model)
+        before = bytes_.peak = bytes_.live
+        latents = torch.empty(pictures, 16, side, side, dtype=torch.bfloat16)
+        text = torch.empty(pictures, 77 + 256, 4096, dtype=torch.bfloat16)
+        pooled = torch.empty(pictures, 2048, dtype=torch.bfloat16)
+        transformer(latents, text, pooled, timestep=torch.ones(pictures))
+        vae.decode(latents[:RENDER_BATCH])
+    return weights, bytes_.peak - before
+
+
+def parameters(model: torch.nn.Module, trainable_only: bool = False) -> int:
+    return sum(p.numel() for p in model.parameters() if p.requires_grad or not trainable_only)
+
+
+@functools.cache
+def sizes(policy: str) -> tuple[int, int, int]:
+    """The parameters of a policy: all, those that QLoRA has in 4 bits (all linear layers but the head), and LoRA's."""
+    base = policy_on_meta(POLICIES[policy])
+    linear = [m for name, m in base.named_modules() if isinstance(m, torch.nn.Linear) and name != "lm_head"]
+    in_4_bits = sum(module.weight.numel() for module in linear)
+    of_lora = parameters(policy_on_meta(POLICIES[policy], lora=True), trainable_only=True)
+    return parameters(base), in_4_bits, of_lora
+
+
+def peak(policy: str, method: str, stage: str, gpus: int, batch: int, generator: str) -> dict[str, float]:
+    """The peak on each GPU in bytes, in parts.
+
+    Args:
+        policy: a key of `POLICIES`.
+        method, stage, gpus: of `METHODS`.
+        batch: `per_device_train_batch_size`.
+        generator: `none` (a service draws), `SD3 without T5` or `SD3`; with its scorer, on the same GPU.
+    """
+    size, lora = POLICIES[policy], method != "full"
+    count, in_4_bits, of_lora = sizes(policy)
+    trained = of_lora if lora else count
+    sharded, offloaded = gpus if stage.startswith("3") else 1, stage.endswith("offload")
+    whole = 2 * count
+    if method == "QLoRA":  # nested: a constant of 8 bits for 64 weights, and one of 32 bits for 256 of these
+        whole += in_4_bits * (1 / 2 + 1 / 64 + 4 / (64 * 256) - 2)
+    weights = whole / sharded
+    # Bytes a trained weight: QLoRA's adapter is in bfloat16, that of LoRA in float32 (bfloat16 under ZeRO-3, with a
+    # copy in float32), each with its two Adam states. Fully fine-tuned: gradients in bfloat16, weights and states in
+    # float32, over all GPUs.
+    if method == "QLoRA":
+        state = (2 + 2 + 4) * trained
+    elif method == "LoRA":
+        state = (2 + (2 + 12) / gpus if stage == "3" else 4 + 4 + 8) * trained
+    else:
+        state = (2 + 12) / gpus * trained
+    reference = weights if method == "full" else 0  # beta > 0; with LoRA it is the policy without its adapter
+    communication = 2 * 2 * min(trained, 500_000_000) if stage != "-" else 0  # DeepSpeed's two buckets
+    if stage.startswith("3"):
+        communication += 2 * min(count, 1_000_000_000)  # layers that are whole at the moment
+    if offloaded:
+        weights = state = reference = 0
+
+    rows = batch * ACCUMULATION
+    heads = size["hidden_size"] // size["num_attention_heads"] * size["num_key_value_heads"]
+    generating = rows * (2 * 28 * heads * 2 * (PROMPT + COMPLETION) + 3 * 4 * size["vocab_size"])  # cache, logits
+    if stage.startswith("3"):
+        generating += whole  # ds3_gather_for_generation
+    training = activation_bytes(policy, lora, batch)
+    if method == "QLoRA":
+        training += 2 * size["hidden_size"] * size["intermediate_size"]  # a layer's weights, back in bfloat16
+    resident = drawing = 0
+    if generator != "none":
+        resident, drawing = generator_bytes(with_t5=generator == "SD3")
+        resident += SCORER
+    parts = {
+        "weights": weights + reference,
+        "trained": state,
+        "communication": communication,
+        "generator_and_scorer": resident,
+        "fixed": FIXED,
+    }
+    # Drawing goes on beside training, but only after the rewrites are written.
+    total = sum(parts.values()) + max(generating, training + drawing)
+    return parts | {"generating": generating, "training": training, "drawing": drawing, "peak": total}
+
+
+def fits(peak_bytes: float) -> str:
+    """The smallest GPU that it fits on, in GB."""
+    return next((str(gpu) for gpu in GPUS if peak_bytes <= USABLE * gpu * GIB), "none")
+
+
+def check(lora: bool, batch: int) -> dict[str, float]:
+    """A training step of a small policy on the CPU: bytes counted with fake tensors, and how much the process grew."""
+    length = PROMPT + COMPLETION
+    model = policy_on_meta(SMALL, lora, vision_depth=1)
+    with counting(as_on_a_gpu=False) as fake:
+        materialize(model)
+        before = fake.peak = fake.live
+        training_step(model, batch, length, keep_gradients=True)
+    counted = fake.peak - before
+
+    model = policy_on_meta(SMALL, lora, vision_depth=1)
+    materialize(model)
+    process = psutil.Process()
+    training_step(model, 1, 16, keep_gradients=True)  # loads what is loaded once
+    model.zero_grad()
+    before = highest = process.memory_info().rss
+    done = threading.Event()
+
+    def watch() -> None:
+        nonlocal highest
+        while not done.wait(0.002):
+            highest = max(highest, process.memory_info().rss)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    training_step(model, batch, length, keep_gradients=True)
+    done.set()
+    watcher.join()
+    return {"lora": lora, "batch": batch, "counted": counted, "measured": highest - before}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--check", action="store_true", help="Compare a count with a real step on the CPU.")
+    parser.add_argument("--output", type=Path, help="Write the figures, in bytes, as JSON.")
+    options = parser.parse_args()
+    quiet_libraries()
+    if options.check:
+        print("| a step of a small policy, on the CPU | batch | counted | the process grew by |")
+        print("| --- | --- | --- | --- |")
+        results = [check(lora, batch) for lora, batch in ((True, 1), (True, 4), (True, 8), (False, 4))]
+        for row in results:
+            figures = f"{row['counted'] / GIB:.2f} | {row['measured'] / GIB:.2f}"
+            print(f"| {'LoRA' if row['lora'] else 'full'} | {row['batch']} | {figures} |")
+    else:
+        print("| policy | method | ZeRO | GPUs | draws here | batch 1 | batch 8 | batch 32 | fits on (batch 8) |")
+        print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+        results = []
+        for policy in POLICIES:
+            for generator in ("none", "SD3 without T5", "SD3"):
+                for method, stage, gpus in METHODS:
+                    rows = {batch: peak(policy, method, stage, gpus, batch, generator) for batch in BATCHES}
+                    figures = " | ".join(f"{rows[batch]['peak'] / GIB:.1f}" for batch in BATCHES)
+                    smallest = fits(rows[8]["peak"])
+                    print(f"| {policy} | {method} | {stage} | {gpus} | {generator} | {figures} | {smallest} |")
+                    setting = {"policy": policy, "method": method, "stage": stage, "gpus": gpus, "draws": generator}
+                    results += [setting | {"batch": batch} | row for batch, row in rows.items()]
+    if options.output:
+        options.output.write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
