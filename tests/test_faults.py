@@ -188,7 +188,7 @@ import time
 import torch
 from brushup.render import Renderer
 
-draw_batch = Renderer._draw
+draw_batch = Renderer._draw_batch
 
 def draw_with_breaking_pipeline(renderer, prompts, seeds):
     draw = renderer.pipeline
@@ -208,7 +208,7 @@ def draw_with_breaking_pipeline(renderer, prompts, seeds):
     finally:
         renderer.pipeline = draw
 
-Renderer._draw = draw_with_breaking_pipeline
+Renderer._draw_batch = draw_with_breaking_pipeline
 
 class Breaking:
     '''A reward that takes too long for one prompt; loading it makes the generator break at two others.'''
