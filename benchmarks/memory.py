@@ -24,6 +24,7 @@ import psutil
 import torch
 from diffusers import AutoencoderKL, SD3Transformer2DModel
 from peft import LoraConfig, get_peft_model
+from random_rewards import QWEN2_VL
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
@@ -46,27 +47,8 @@ GPUS = (24, 48, 80, 141)
 USABLE = 0.9  # of a GPU: the rest is lost to fragments, and to what nobody counted
 FIXED = 1 * GIB  # CUDA's context and its libraries' workspaces: an assumption
 
-# config.json of Qwen/Qwen2-VL-2B-Instruct and -7B-Instruct
-POLICIES = {
-    "2B": {
-        "hidden_size": 1536,
-        "intermediate_size": 8960,
-        "num_attention_heads": 12,
-        "num_key_value_heads": 2,
-        "vocab_size": 151936,
-        "tie_word_embeddings": True,
-    },
-    "7B": {
-        "hidden_size": 3584,
-        "intermediate_size": 18944,
-        "num_attention_heads": 28,
-        "num_key_value_heads": 4,
-        "vocab_size": 152064,
-        "tie_word_embeddings": False,
-    },
-}
 # The policy of --check: all of the vocabulary, and otherwise small
-SMALL = POLICIES["2B"] | {"hidden_size": 512, "intermediate_size": 2048, "num_attention_heads": 4}
+SMALL = QWEN2_VL["2B"] | {"hidden_size": 512, "intermediate_size": 2048, "num_attention_heads": 4}
 SMALL["num_hidden_layers"] = 8
 
 # The recipes' adapter
@@ -183,7 +165,7 @@ def training_step(policy: torch.nn.Module, batch: int, length: int, keep_gradien
 @functools.cache
 def activation_bytes(policy: str, lora: bool, batch: int) -> int:
     """What forward and backward take at their peak, beyond weights and gradients."""
-    model = policy_on_meta(POLICIES[policy], lora=lora)
+    model = policy_on_meta(QWEN2_VL[policy], lora=lora)
     with counting() as bytes_:
         materialize(model)
         before = bytes_.peak = bytes_.live
@@ -244,10 +226,10 @@ def parameters(model: torch.nn.Module, trainable_only: bool = False) -> int:
 @functools.cache
 def sizes(policy: str) -> tuple[int, int, int]:
     """The parameters of a policy: all, those that QLoRA has in 4 bits (all linear layers but the head), and LoRA's."""
-    base = policy_on_meta(POLICIES[policy])
+    base = policy_on_meta(QWEN2_VL[policy])
     linear = [m for name, m in base.named_modules() if isinstance(m, torch.nn.Linear) and name != "lm_head"]
     in_4_bits = sum(module.weight.numel() for module in linear)
-    of_lora = parameters(policy_on_meta(POLICIES[policy], lora=True), trainable_only=True)
+    of_lora = parameters(policy_on_meta(QWEN2_VL[policy], lora=True), trainable_only=True)
     return parameters(base), in_4_bits, of_lora
 
 
@@ -255,12 +237,12 @@ def peak(policy: str, method: str, stage: str, gpus: int, batch: int, generator:
     """The peak on each GPU in bytes, in parts.
 
     Args:
-        policy: a key of `POLICIES`.
+        policy: a key of `QWEN2_VL`.
         method, stage, gpus: of `METHODS`.
         batch: `per_device_train_batch_size`.
         generator: `none` (a service draws), `SD3 without T5` or `SD3`; with its scorer, on the same GPU.
     """
-    size, lora = POLICIES[policy], method != "full"
+    size, lora = QWEN2_VL[policy], method != "full"
     count, in_4_bits, of_lora = sizes(policy)
     trained = of_lora if lora else count
     sharded, offloaded = gpus if stage.startswith("3") else 1, stage.endswith("offload")
@@ -361,7 +343,7 @@ def main() -> None:
         print("| policy | method | ZeRO | GPUs | draws here | batch 1 | batch 8 | batch 32 | fits on (batch 8) |")
         print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
         results = []
-        for policy in POLICIES:
+        for policy in QWEN2_VL:
             for generator in ("none", "SD3 without T5", "SD3"):
                 for method, stage, gpus in METHODS:
                     rows = {batch: peak(policy, method, stage, gpus, batch, generator) for batch in BATCHES}

@@ -19,6 +19,26 @@ if TYPE_CHECKING:
 
 TINY_WORLD = Path(__file__).parent.parent / "data" / "tiny_world"
 
+# config.json of Qwen/Qwen2-VL-2B-Instruct and -7B-Instruct
+QWEN2_VL = {
+    "2B": {
+        "hidden_size": 1536,
+        "intermediate_size": 8960,
+        "num_attention_heads": 12,
+        "num_key_value_heads": 2,
+        "vocab_size": 151936,
+        "tie_word_embeddings": True,
+    },
+    "7B": {
+        "hidden_size": 3584,
+        "intermediate_size": 18944,
+        "num_attention_heads": 28,
+        "num_key_value_heads": 4,
+        "vocab_size": 152064,
+        "tie_word_embeddings": False,
+    },
+}
+
 
 def load_random(name: str, device: str, **settings) -> Callable:
     """The reward of that name on `device` with these settings of its own; those that need no download as they are."""
@@ -111,22 +131,7 @@ def qwen2_vl_config(size: str) -> "Qwen2VLConfig":
     tiny = Qwen2VLConfig.from_pretrained(TINY_WORLD / "policy")
     if size == "tiny":
         return tiny
-    text = {
-        "2B": {
-            "hidden_size": 1536,
-            "intermediate_size": 8960,
-            "num_attention_heads": 12,
-            "num_key_value_heads": 2,
-            "vocab_size": 151936,
-        },
-        "7B": {
-            "hidden_size": 3584,
-            "intermediate_size": 18944,
-            "num_attention_heads": 28,
-            "num_key_value_heads": 4,
-            "vocab_size": 152064,
-        },
-    }[size]
+    text = {name: value for name, value in QWEN2_VL[size].items() if name != "tie_word_embeddings"}
     return Qwen2VLConfig(
         text_config={
             **text,
@@ -141,7 +146,7 @@ def qwen2_vl_config(size: str) -> "Qwen2VLConfig":
             "mlp_ratio": 4,
             "patch_size": 14,
         },
-        tie_word_embeddings=size == "2B",
+        tie_word_embeddings=QWEN2_VL[size]["tie_word_embeddings"],
         **{key: number for key, number in tiny.to_dict().items() if key.endswith("_token_id")},
     )
 
