@@ -172,13 +172,15 @@ class RewardHackingWatch(TrainerCallback):
         return self._signs["training"] | self._signs["validation"]
 
     def _sign(self, name: str) -> Change | None:
-        means = np.array([batch[name][0] for batch in self.batches])
+        unknown = [np.nan, np.nan]  # a resumed run may watch what the run before did not
+        means = np.array([batch.get(name, unknown)[0] for batch in self.batches])
         rewards = np.array([batch["reward"][0] for batch in self.batches])
         windows = np.lib.stride_tricks.sliding_window_view(means, self.window)[: -self.window]
         best = np.argmin if name in CLIMBS else np.argmax
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of values that do not vary, or are all NaN
             averages = np.nanmean(windows, axis=1)
+            averages[np.isnan(windows).mean(axis=1) > 0.5] = np.nan  # too little is known to call it the best
             if np.isnan(averages).all():
                 return None
             start = int(best(np.where(np.isnan(averages), np.inf if name in CLIMBS else -np.inf, averages)))
@@ -194,7 +196,7 @@ class RewardHackingWatch(TrainerCallback):
                 ttest_ind(some[now], some[then], equal_var=False, alternative=side, nan_policy="omit").pvalue
                 for some, side in ((rewards, "greater"), (means, worse))
             ]
-        spread = float(np.nanmean([batch[name][1] for batch in self.batches[then]]))
+        spread = float(np.nanmean([batch.get(name, unknown)[1] for batch in self.batches[then]]))
         return change if np.max(p_values) < P_VALUE and change.matters(spread) else None
 
     def _step(self, batch: int) -> int:

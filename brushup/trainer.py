@@ -379,7 +379,8 @@ class PromptEnhancerTrainer(GRPOTrainer):
         metrics = validation.metrics(arm)
         earlier = {f"step {before}": self.arms[before] for before in sorted(self.arms) if before < step}
         limits = self.worker.token_limits
-        signs = held_out_signs(earlier, f"step {step}", arm, self.monitors, limits) if earlier else []
+        looks = earlier and self.hacking_watch.window
+        signs = held_out_signs(earlier, f"step {step}", arm, self.monitors, limits) if looks else []
         self.hacking_watch.validated(signs)
         metrics["reward_hacking"] = float(len(signs))
         if self.accelerator.is_main_process:

@@ -82,6 +82,14 @@ def test_steps_of_which_nothing_was_scored_are_passed_over():
     assert list(watch.signs) == ["monitor"]
 
 
+def test_a_monitor_that_a_resumed_run_has_more():
+    watch = RewardHackingWatch(5, stop=False)
+    for step in range(40):
+        values = 0.01 * step + np.linspace(0, 0.01, 8)
+        watch.record(step, values, {"old": values} | ({"new": -values} if step >= 20 else {}))
+    assert list(watch.signs) == ["new"] and watch.found[0].startswith("new fell from -0.2")
+
+
 def test_a_window_of_one_step_is_refused():
     with pytest.raises(ValueError, match="reward_hacking_window is 1; it must be at least 2, or 0"):
         RewardHackingWatch(1, stop=False)
