@@ -219,8 +219,9 @@ class PromptEnhancerConfig(RewardConfig, GRPOConfig):
     generate_in_parts: int = field(
         default=1,
         metadata={
-            "help": "Parts, of whole groups, in which each rank writes its rewrites: drawing begins after the first. "
-            "Pays where drawing takes longer than training and a part fills the GPU as well as the whole."
+            "help": "Parts, of whole groups and micro-batches, in which each rank writes its rewrites: drawing begins "
+            "after the first, and each is trained on once it is drawn, while the next are. Pays with a worker on other "
+            "devices that takes about as long as the policy, or longer; learning is the same."
         },
     )
     lookahead: int = field(

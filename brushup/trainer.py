@@ -8,6 +8,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import Future
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,10 +23,17 @@ from transformers import Trainer, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from trl import GRPOTrainer
 from trl.models import unwrap_model_for_generation
+from trl.trainer.utils import (
+    shuffle_sequence_dict,
+    split_pixel_values_by_grid,
+    split_tensor_dict,
+    unsplit_pixel_values_by_grid,
+)
 
 from brushup.config import PromptEnhancerConfig
 from brushup.enhancer import PromptEnhancer, vision_placeholder_ids
 from brushup.evaluation import Arm, load_text_rewards
+from brushup.log_probs import recording
 from brushup.objective import Objective
 from brushup.prompts import parse_answer
 from brushup.reward_hacking import RewardHackingWatch, excesses, held_out_signs
@@ -53,33 +61,53 @@ class ImageRewardColumn:
 
 
 @dataclass
-class Rollout:
-    """A batch of rewrites of this rank on its way: sent to the worker, and not yet rewarded.
+class Part:
+    """A part of a batch on its way, on this rank: sent to the worker, and not yet rewarded.
 
-    `step` is the one that trains on it. `rewrites` are None for malformed answers; `pending` are the pictures of the
-    others, in parts; `own` are the users' own prompts, if they are drawn too.
+    `rewrites` are None for malformed answers; `pending` are the pictures of the others. `own` are the users' own
+    prompts, if they are drawn too. `tokens` counts those of the answers of all ranks. `run` is TRL's method, which
+    waits to be told the rewards.
     """
 
     rows: list[dict]
     step: int
     returns_images: bool
+    run: greenlet
     submitted: float = 0.0
     rewrites: list[str | None] = field(default_factory=list)
-    pending: list[tuple[int, Future]] = field(default_factory=list)
+    jobs: list[RenderJob] = field(default_factory=list)
+    pending: Future | None = None
     own_jobs: list[RenderJob] = field(default_factory=list)
     own: Future | None = None
+    tokens: torch.Tensor | None = None
+
+
+@dataclass
+class Batch:
+    """The rewrites that TRL asks for at once, in parts, and what is known of the parts that have their rewards."""
+
+    rows: list[dict]
+    parts: list[Part] = field(default_factory=list)
+    waited: float = 0.0
+    seen: list[dict[str, Any]] = field(default_factory=list)
+
+    def all_seen(self, name: str) -> Any:
+        """What is known by this name of all parts, one after the other."""
+        some = [seen[name] for seen in self.seen]
+        return np.concatenate(some) if isinstance(some[0], np.ndarray) else sum(some, [])
 
 
 class PromptEnhancerTrainer(GRPOTrainer):
     """GRPO (https://huggingface.co/papers/2402.03300) on prompts that a worker draws.
 
-    It overrides these methods of [`GRPOTrainer`]. Three call the original: `_generate_single_turn` hands the rewrites
-    to the worker as soon as they exist, so that drawing goes on while the next ones are written (`generate_in_parts`)
-    and the reference log-probabilities are computed; `_calculate_rewards` collects the scores and makes of them what
-    is trained on (see [`Objective`]); `_generate_and_score_completions`, with `lookahead: 1`, writes the next batch
-    before it collects this one. A malformed answer is the policy's fault and has reward 0. A row of which the machine
-    failed a picture is left out: all its rewards are NaN, which TRL excludes from the group. `evaluate` is replaced:
-    it draws the held-out prompts (see [`Validation`]) instead of computing a loss.
+    It overrides these methods of [`GRPOTrainer`]. `_generate_single_turn` hands the rewrites to the worker as soon as
+    they exist, so that drawing goes on while the reference log-probabilities are computed. `_calculate_rewards` first
+    pauses TRL's work on the batch, then collects the scores and makes of them what is trained on (see [`Objective`]).
+    `_prepare_inputs` decides what is done in the pause: with `generate_in_parts`, the next part is written, and what
+    is drawn first is trained on first; with `lookahead: 1`, all of the next batch is written. Both call the original
+    for what they pause. A malformed answer is the policy's fault and has reward 0. A row of which the machine failed
+    a picture is left out: all its rewards are NaN, which TRL excludes from the group. `evaluate` is replaced: it
+    draws the held-out prompts (see [`Validation`]) instead of computing a loss.
 
     Args:
         model: as for `GRPOTrainer`.
@@ -107,21 +135,15 @@ class PromptEnhancerTrainer(GRPOTrainer):
         self.monitors = [name for name, weight in self.objective.weights.items() if not weight]
         self._measures_gain = args.log_gain or bool(self.objective.gain_gates)
         self._failed_batches = 0
-        self._batch_started = self._waited = 0.0
-        self._rollouts: deque[Rollout] = deque()
-        """Those that are not yet rewarded, in their order: with lookahead two of them for a while."""
-        self._begun: deque[tuple[list[dict], greenlet]] = deque()
-        """With lookahead: the next batch, and TRL's method, halfway through."""
+        self._batch_started = 0.0
+        self._batch: Batch | None = None
+        """The one that is trained on, and, with lookahead, the one after it."""
+        self._batch_ahead: Batch | None = None
         self._upcoming: deque[list[dict]] = deque()
         self._source: Iterator | None = None
         micro_steps = args.steps_per_generation * args.num_iterations
         self._steps_per_batch = max(1, micro_steps // args.gradient_accumulation_steps)
-        if args.lookahead and micro_steps % args.gradient_accumulation_steps:
-            raise ValueError(
-                f"lookahead: {args.lookahead} wants a batch of rewrites to begin with an optimizer step: make "
-                f"steps_per_generation ({args.steps_per_generation}) a multiple of gradient_accumulation_steps "
-                f"({args.gradient_accumulation_steps})"
-            )
+        self._check_schedule(args, micro_steps)
         placeholders = vision_placeholder_ids(self.model.config)
         if self.use_vllm:  # a field of vLLM's SamplingParams, and of the requests to its server
             kwargs = self.vllm_generation.generation_kwargs
@@ -130,6 +152,35 @@ class PromptEnhancerTrainer(GRPOTrainer):
         else:
             banned = {*placeholders, *(self.generation_config.suppress_tokens or ())}
             self.generation_config.suppress_tokens = self.generation_kwargs["suppress_tokens"] = list(banned) or None
+
+    def _check_schedule(self, args: PromptEnhancerConfig, micro_steps: int) -> None:
+        """Raises a ValueError that names the setting which does not go with `lookahead` or `generate_in_parts`."""
+        if args.lookahead and micro_steps % args.gradient_accumulation_steps:
+            raise ValueError(
+                f"lookahead: {args.lookahead} wants a batch of rewrites to begin with an optimizer step: make "
+                f"steps_per_generation ({args.steps_per_generation}) a multiple of gradient_accumulation_steps "
+                f"({args.gradient_accumulation_steps})"
+            )
+        if args.lookahead and self.use_transformers_continuous_batching:
+            raise ValueError(
+                f"lookahead: {args.lookahead} needs the log-probabilities of what is written, which "
+                "use_transformers_continuous_batching does not tell: leave that out, or use_vllm"
+            )
+        parts, rows = args.generate_in_parts, args.per_device_train_batch_size * args.steps_per_generation
+        if parts == 1:
+            return
+        if parts < 1 or args.steps_per_generation % parts or rows // parts % self.num_generations:
+            raise ValueError(
+                f"generate_in_parts: {parts} wants parts of whole micro-batches and of whole groups: each process "
+                f"writes {rows} rewrites in groups of {self.num_generations}, and trains on them in "
+                f"{args.steps_per_generation} micro-batches of {args.per_device_train_batch_size}. More, smaller "
+                "micro-batches: a larger gradient_accumulation_steps, a smaller per_device_train_batch_size"
+            )
+        if args.scale_rewards == "batch" or args.multi_objective_aggregation != "sum_then_normalize":
+            raise ValueError(
+                f"generate_in_parts: {parts} trains on a part before the others have rewards: that does not go with "
+                f"scale_rewards: batch or multi_objective_aggregation: normalize_then_sum, which compare all of them"
+            )
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         if not self.args.lookahead:
@@ -141,108 +192,115 @@ class PromptEnhancerTrainer(GRPOTrainer):
         batches = [self._upcoming.popleft() for _ in range(min(num_batches, len(self._upcoming)))]
         return super().get_batch_samples(iter(batches), num_batches, device)
 
-    def _generate_and_score_completions(self, inputs):
+    def _prepare_inputs(self, generation_batch):
+        micro_batch = self._step % self.args.steps_per_generation
+        if self._step % (self.args.steps_per_generation * self.num_iterations) == 0 or self._buffered_inputs is None:
+            self._batch, self._buffered_inputs = self._next_batch(generation_batch), []
+        while len(self._buffered_inputs) <= micro_batch:
+            self._buffered_inputs += self._finish(self._batch)
+        return self._buffered_inputs[micro_batch]
+
+    def _next_batch(self, rows: list[dict]) -> Batch:
+        """Begins what is trained on next, unless that was done before, and with lookahead the one after it."""
         now = time.perf_counter()
-        if self._batch_started:
-            self._log_mean("render/wait_share", self._waited / (now - self._batch_started))  # of the batch before
+        if self._batch:
+            self._log_mean("render/wait_share", self._batch.waited / (now - self._batch_started))
         self._batch_started = now
-        if not self.args.lookahead:
-            self._rows = inputs
-            return super()._generate_and_score_completions(inputs)
-        rows, run = self._begun.popleft() if self._begun else (inputs, self._begin(inputs))
-        if rows is not inputs:
+        step = self.state.global_step
+        batch = self._batch_ahead or self._begin(rows, step)
+        if batch.rows is not rows:
             raise RuntimeError("lookahead: the batch that was looked ahead to is not the one to train on")
         following = (self._steps_per_batch - 1) * self.args.gradient_accumulation_steps
-        if len(self._upcoming) > following and self.state.global_step + self._steps_per_batch < self.state.max_steps:
-            self._begun.append((self._upcoming[following], self._begin(self._upcoming[following])))
-        return run.switch()
+        step += self._steps_per_batch
+        is_last = len(self._upcoming) <= following or step >= self.state.max_steps
+        self._batch_ahead = None if is_last else self._begin(self._upcoming[following], step)
+        return batch
 
-    def _begin(self, rows: list[dict]) -> greenlet:
-        """Runs TRL's `_generate_and_score_completions` up to where it asks for the rewards.
+    def _begin(self, rows: list[dict], step: int) -> Batch:
+        """Runs TRL's `_generate_and_score_completions` on each part up to where it asks for the rewards.
 
-        By then the rewrites are sent, and their log-probabilities kept: of the policy as it is now, so that TRL's
-        importance sampling corrects for the update that comes before they are trained on.
+        By then the rewrites are sent.
+
+        Args:
+            step: the one that will train on them.
         """
-        self._rows = rows
-        run = greenlet(super()._generate_and_score_completions)
-        iterations = self.num_iterations
-        # TRL keeps log-probabilities only of batches that it expects to train on for several optimizer steps.
-        self.num_iterations = 2 * self.args.gradient_accumulation_steps
-        try:
-            run.switch(rows)
-        finally:
-            self.num_iterations = iterations
-        return run
+        batch = Batch(rows)
+        size = len(rows) // self.args.generate_in_parts
+        for start in range(0, len(rows), size):
+            run = greenlet(super()._generate_and_score_completions)
+            part = Part(rows[start : start + size], step, not start and self._saves_pictures(step), run)
+            batch.parts.append(part)
+            self._writing = batch
+            run.switch(part.rows)
+        return batch
+
+    def _finish(self, batch: Batch) -> list[dict]:
+        """Waits for the next part of `batch`; the micro-batches to train on, as TRL makes them of a whole batch."""
+        part = batch.parts[len(batch.seen)]
+        output = part.run.switch()
+        # The loss may be a mean over the tokens of the batch (dapo, TRL's default), not over those of the part.
+        output["num_items_in_batch"] = sum(part.tokens for part in batch.parts)
+        if self.args.lookahead:  # so that TRL's importance sampling corrects for the update since they were written
+            output.setdefault("old_per_token_logps", output["sampling_per_token_logps"])
+        rows = shuffle_sequence_dict(split_pixel_values_by_grid(output))
+        micro_batches = split_tensor_dict(rows, self.args.steps_per_generation // len(batch.parts))
+        return [unsplit_pixel_values_by_grid(some) for some in micro_batches]
 
     def _generate(self, prompts):
-        # The step that will train on it: with lookahead one batch is waiting, and that comes first.
-        step = self.state.global_step + len(self._rollouts) * self._steps_per_batch
-        rollout = Rollout(self._rows, step, self._saves_pictures(step))
-        self._rollouts.append(rollout)
+        part = self._writing.parts[-1]
         output = super()._generate(prompts)
-        if self._measures_gain or rollout.returns_images:
-            own = list(dict.fromkeys(row["user_prompt"] for row in rollout.rows))
+        if self._measures_gain or part.returns_images:
+            own = list(dict.fromkeys(row["user_prompt"] for row in part.rows))
             own = own if self._measures_gain else own[:SHOWN_PROMPTS]
-            rollout.own_jobs = [RenderJob(prompt, prompt, seed) for prompt in own for seed in self._seeds(prompt)]
-            rollout.own = self.worker.submit(rollout.own_jobs, return_images=rollout.returns_images)
+            part.own_jobs = [
+                RenderJob(prompt, prompt, seed) for prompt in own for seed in self._seeds(part.step, prompt)
+            ]
+            part.own = self.worker.submit(part.own_jobs, return_images=part.returns_images)
         return output
 
     def _generate_single_turn(self, prompt_ids, images, multimodal_fields, num_generations, **kwargs):
-        count = len(prompt_ids)
-        parts = 1 if images else self.args.generate_in_parts  # TRL does not say which picture belongs to which prompt
-        groups = math.ceil(count / num_generations)
-        size = math.ceil(groups / parts) * num_generations
-        generated = []
-        for start in range(0, count, size):
-            part = slice(start, start + size)
-            fields = {name: some[part] if len(some) == count else some for name, some in multimodal_fields.items()}
-            generated.append(
-                super()._generate_single_turn(
-                    prompt_ids[part], images[part] if images else None, fields, num_generations, **kwargs
-                )
+        notes = self.args.lookahead and not self.use_vllm  # vLLM tells them by itself
+        model = self.accelerator.unwrap_model(self.model_wrapped)
+        with recording(model, self.temperature) if notes else nullcontext() as noted:
+            ids, log_probs = super()._generate_single_turn(
+                prompt_ids, images, multimodal_fields, num_generations, **kwargs
             )
-            self._send(generated[-1][0])
-        ids, logprobs = zip(*generated, strict=True)
-        return sum(ids, []), sum(logprobs, []) if logprobs[0] is not None else None
+        self._send(self._writing.parts[-1], ids)
+        return ids, noted.of(ids) if noted else log_probs
 
-    def _send(self, completion_ids: list[list[int]]) -> None:
-        """Hands the next rewrites of the rollout that is being generated to the worker."""
-        rollout = self._rollouts[-1]
-        rows = rollout.rows[len(rollout.rewrites) :]
+    def _send(self, part: Part, completion_ids: list[list[int]]) -> None:
+        """Hands the rewrites of `part` to the worker."""
         answers = self.processing_class.batch_decode(completion_ids, skip_special_tokens=True)
-        rewrites = [
+        part.rewrites = [
             parse_answer(answer, finished=ids[-1] in self.eos_token_ids)
             for answer, ids in zip(answers, completion_ids, strict=True)
         ]
-        jobs = [
+        part.jobs = [
             RenderJob(rewrite, row["user_prompt"], seed)
-            for rewrite, row in zip(rewrites, rows, strict=False)
+            for rewrite, row in zip(part.rewrites, part.rows, strict=True)
             if rewrite is not None
-            for seed in self._seeds(row["user_prompt"])
+            for seed in self._seeds(part.step, row["user_prompt"])
         ]
-        rollout.submitted = rollout.submitted or time.perf_counter()
-        rollout.rewrites += rewrites
-        rollout.pending.append((len(jobs), self.worker.submit(jobs, return_images=rollout.returns_images)))
+        part.submitted = time.perf_counter()
+        part.pending = self.worker.submit(part.jobs, return_images=part.returns_images)
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
-        if self.args.lookahead:
-            getcurrent().parent.switch()  # back to `_begin`
+        batch, part = self._writing, self._writing.parts[-1]
+        part.tokens = self._count_trained(completion_ids_list)
+        getcurrent().parent.switch()  # back to `_begin`; `_finish` goes on here
         # Whatever goes wrong on this rank is kept as an error until all ranks know of it: an exception here would
         # leave the others waiting in the next collective.
-        rollout = self._rollouts.popleft()
         asked = time.perf_counter()
-        pictures = self._collect(rollout)
-        own_scores = self._collect_own(rollout) if self._measures_gain else {}
-        self._waited = time.perf_counter() - asked
-        self._log_mean("render/wait_seconds", self._waited)
-        self._log_mean("render/seconds", time.perf_counter() - rollout.submitted)
+        pictures = self._collect(part)
+        own_scores = self._collect_own(part) if self._measures_gain else {}
+        batch.waited += time.perf_counter() - asked
         errors = [result.error for row in pictures for result in row if result.error]
         failed = [any(result.error for result in row) for row in pictures]
         tokens = [results[0].tokens if results else {} for results in pictures]
         scores = [mean_scores(results) for results in pictures]
 
         # Rewards judge what is drawn, so text rewards get the parsed rewrites.
-        parsed = [[{"role": "assistant", "content": rewrite or ""}] for rewrite in rollout.rewrites]
+        parsed = [[{"role": "assistant", "content": rewrite or ""}] for rewrite in part.rewrites]
         rows = [
             {**row, "image_scores": some, "rewrite_tokens": counts, "answer": completion[0]["content"]}
             for row, some, counts, completion in zip(inputs, scores, tokens, completions, strict=True)
@@ -262,7 +320,7 @@ class PromptEnhancerTrainer(GRPOTrainer):
         # From here on all rows of all ranks, in which no single rank can fail
         device = raw.device
         raw, gains = raw.masked_fill(~raw.isfinite(), torch.nan).cpu().numpy(), self._gather_rows(gains)
-        malformed = self._gather_rows([rewrite is None for rewrite in rollout.rewrites]).astype(bool)
+        malformed = self._gather_rows([rewrite is None for rewrite in part.rewrites]).astype(bool)
         failed = self._gather_rows(failed).astype(bool) | ~(malformed | self.objective.is_decided(raw, gains))
         values, held_back = self.objective.train_on(raw, gains, malformed, failed)
         rewards = torch.tensor(values, dtype=torch.float32, device=device)
@@ -275,35 +333,49 @@ class PromptEnhancerTrainer(GRPOTrainer):
         self._log_gathered("render/malformed", malformed)
         self._log_gathered("render/failed", failed)
         self._log_completion_extra("user_prompt", [row["user_prompt"] for row in inputs])
-        self._log_completion_extra("rewrite", rollout.rewrites)
+        self._log_completion_extra("rewrite", part.rewrites)
         scored = ~(malformed | failed)
         self._log_objective(raw, gains, scored, held_back)
-        self._watch(rollout.rewrites, tokens, raw, gains, scored)
-        self._stop_if_nothing_is_scored(failed, malformed, gather_object(errors))
-        if rollout.returns_images:
-            self._save_pictures(rollout, pictures, rewards)
+        if part.returns_images:
+            self._save_pictures(part, pictures, rewards)
+        grown = excesses([rewrite or "" for rewrite in part.rewrites], tokens, self.worker.token_limits)
+        grown = {name: [math.nan if value is None else value for value in some] for name, some in grown.items()}
+        batch.seen.append(
+            {"raw": raw, "gains": gains, "scored": scored, "failed": failed, "malformed": malformed}
+            | {name: self._gather_rows(some) for name, some in grown.items()}
+            | {"errors": gather_object(errors)}
+        )
+        if part is batch.parts[-1]:
+            self._log_mean("render/wait_seconds", batch.waited)
+            self._log_mean("render/seconds", time.perf_counter() - batch.parts[0].submitted)
+            self._watch(batch, list(grown))
+            self._stop_if_nothing_is_scored(*map(batch.all_seen, ("failed", "malformed", "errors")))
         return rewards
 
-    def _seeds(self, user_prompt: str) -> list[int]:
-        """Those that all rewrites of the prompt are drawn from, in the rollout that is being generated."""
-        return paired_seeds(self.args.seed, self._rollouts[-1].step, user_prompt, self.args.images_per_prompt)
+    def _count_trained(self, completion_ids: list[list[int]]) -> torch.Tensor:
+        """The tokens of the answers of all ranks that the loss is over."""
+        whole = [ids for ids in completion_ids if ids[-1] in (*self.eos_token_ids, self._tokenizer.pad_token_id)]
+        counted = sum(map(len, whole if self.mask_truncated_completions else completion_ids))
+        return gather(torch.tensor([counted], device=self.accelerator.device)).sum()
 
-    def _collect(self, rollout: Rollout) -> list[list[RenderResult]]:
+    def _seeds(self, step: int, user_prompt: str) -> list[int]:
+        """Those that all rewrites of the prompt are drawn from."""
+        return paired_seeds(self.args.seed, step, user_prompt, self.args.images_per_prompt)
+
+    def _collect(self, part: Part) -> list[list[RenderResult]]:
         """What became of the pictures of each rewrite; of a malformed answer there are none."""
-        results: list[RenderResult] = []
-        for count, pending in rollout.pending:
-            try:
-                results += pending.result()
-            except Exception as error:
-                results += [RenderResult(error=f"{type(error).__name__}: {error}")] * count
+        try:
+            results = part.pending.result()
+        except Exception as error:
+            results = [RenderResult(error=f"{type(error).__name__}: {error}")] * len(part.jobs)
         some, each = iter(results), self.args.images_per_prompt
-        return [[next(some) for _ in range(each)] if rewrite is not None else [] for rewrite in rollout.rewrites]
+        return [[next(some) for _ in range(each)] if rewrite is not None else [] for rewrite in part.rewrites]
 
-    def _collect_own(self, rollout: Rollout) -> dict[str, dict[str, float]]:
+    def _collect_own(self, part: Part) -> dict[str, dict[str, float]]:
         """The image rewards of this rank's user prompts as they are; of one that could not be drawn none."""
         results: dict[str, list[RenderResult]] = {}
         try:
-            for job, result in zip(rollout.own_jobs, rollout.own.result(), strict=True):
+            for job, result in zip(part.own_jobs, part.own.result(), strict=True):
                 results.setdefault(job.user_prompt, []).append(result)
         except Exception as error:
             logger.warning(f"the users' own prompts could not be drawn: {type(error).__name__}: {error}")
@@ -330,24 +402,11 @@ class PromptEnhancerTrainer(GRPOTrainer):
             sums = sums[~np.isnan(sums)]
             self._log_gathered("gain/win_rate", (sums > 0) + 0.5 * (sums == 0))
 
-    def _watch(
-        self,
-        rewrites: list[str | None],
-        tokens: list[dict[str, int]],
-        raw: np.ndarray,
-        gains: np.ndarray,
-        scored: np.ndarray,
-    ) -> None:
-        """Shows the batch to the watch for reward hacking, and logs what that thinks.
-
-        Args:
-            rewrites, tokens: of this rank.
-            raw, gains: (rows, rewards) of all ranks; `scored`: (rows,).
-        """
-        grown = excesses([rewrite or "" for rewrite in rewrites], tokens, self.worker.token_limits)
-        grown = {name: [math.nan if value is None else value for value in some] for name, some in grown.items()}
+    def _watch(self, batch: Batch, grown: list[str]) -> None:
+        """Shows the batch to the watch for reward hacking, and logs what that thinks; `grown`: names of `excesses`."""
+        raw, gains, scored = map(batch.all_seen, ("raw", "gains", "scored"))
         watched = {name: raw[scored, self.objective.names.index(name)] for name in self.monitors}
-        watched |= {name: self._gather_rows(some)[scored] for name, some in grown.items()}
+        watched |= {name: batch.all_seen(name)[scored] for name in grown}
         self.hacking_watch.record(self.state.global_step + 1, self.objective.fixed_totals(raw, gains)[scored], watched)
         for name in watched:
             self._log_gathered(f"reward_hacking/{name}", np.array([name in self.hacking_watch.signs]))
@@ -477,15 +536,15 @@ class PromptEnhancerTrainer(GRPOTrainer):
         every = self.args.log_images_steps
         return bool(every and self.accelerator.is_main_process and step % every == 0)
 
-    def _save_pictures(self, rollout: Rollout, pictures: list[list[RenderResult]], rewards: torch.Tensor) -> None:
+    def _save_pictures(self, part: Part, pictures: list[list[RenderResult]], rewards: torch.Tensor) -> None:
         """One file a step, and a table in the trackers: the first picture of each rewrite of up to four prompts.
 
         Beside them is the picture of the user's own prompt from the same seed.
         """
-        shown = list(dict.fromkeys(job.user_prompt for job in rollout.own_jobs))[:SHOWN_PROMPTS]
+        shown = list(dict.fromkeys(job.user_prompt for job in part.own_jobs))[:SHOWN_PROMPTS]
         originals: dict[str, Image.Image | None] = dict.fromkeys(shown)
         try:
-            results = rollout.own.result()[:: self.args.images_per_prompt]  # the first seed of each
+            results = part.own.result()[:: self.args.images_per_prompt]  # the first seed of each
             originals |= zip(shown, (result.image for result in results), strict=False)
         except Exception as error:
             logger.warning(f"the users' own prompts could not be drawn for the sample pictures: {error}")
@@ -494,12 +553,12 @@ class PromptEnhancerTrainer(GRPOTrainer):
         totals = (rewards * self.reward_weights).nansum(dim=1).masked_fill(failed, torch.nan).tolist()
         samples = [
             Sample(row["user_prompt"], rewrite, total, results[0].image, originals[row["user_prompt"]])
-            for row, results, rewrite, total in zip(rollout.rows, pictures, rollout.rewrites, totals, strict=False)
+            for row, results, rewrite, total in zip(part.rows, pictures, part.rewrites, totals, strict=False)
             if row["user_prompt"] in originals and results and not math.isnan(total)
         ]
         if samples:
             folder = Path(self.args.output_dir) / "images"
             folder.mkdir(parents=True, exist_ok=True)
             grid = sample_grid(samples)
-            grid.save(folder / f"step-{rollout.step:06d}.png")
+            grid.save(folder / f"step-{part.step:06d}.png")
             log_samples(self, samples, grid)

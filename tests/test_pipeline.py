@@ -1,9 +1,12 @@
 """Drawing while the policy works: rewrites sent in parts, and the next batch written ahead."""
 
+from concurrent.futures import Future
+
 import pytest
 import torch
 from test_trainer import StubWorker, history, make_trainer, table
 from transformers import TrainerCallback
+from trl import GRPOTrainer
 
 from brushup.worker import paired_seeds
 
@@ -28,15 +31,117 @@ def seeds_of(jobs):
     return {(job.user_prompt, job.seed) for job in jobs}
 
 
+IN_PARTS = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 4}  # 4 groups of 4
+
+
 def test_rewrites_are_sent_in_parts_of_whole_groups(tmp_path):
-    whole, all_at_once = train(tmp_path / "whole", max_steps=1, learning_rate=0.0)
-    parted, in_parts = train(tmp_path / "parts", max_steps=1, learning_rate=0.0, generate_in_parts=2)
+    whole, all_at_once = train(tmp_path / "whole", max_steps=1, learning_rate=0.0, **IN_PARTS)
+    parted, in_parts = train(tmp_path / "parts", max_steps=1, learning_rate=0.0, generate_in_parts=2, **IN_PARTS)
     assert len(all_at_once.batches) == 1 and len(in_parts.batches) == 2
-    assert all(len({job.user_prompt for job in jobs}) == 1 for jobs in in_parts.batches)
+    assert all(len({job.user_prompt for job in jobs}) == 2 for jobs in in_parts.batches)
     assert seeds_of(sum(in_parts.batches, [])) == seeds_of(all_at_once.batches[0])
     rewrites = table(parted, "rewrite")
     assert table(parted, "clip") == pytest.approx([0 if r is None else len(r) % 7 / 7 for r in rewrites])
     assert table(parted, "user_prompt") == table(whole, "user_prompt")
+    names = {name for entry in parted.state.log_history for name in entry}
+    assert names == {name for entry in whole.state.log_history for name in entry}
+
+
+def canned_answers(trainer):
+    """Instead of sampled ones: the same for each row, whether it is written alone or with others; some are cut."""
+    written = iter(range(10**6))
+
+    def generate(self, prompt_ids, *args, **kwargs):
+        numbers = [number for _, number in zip(prompt_ids, written, strict=False)]
+        texts = [f"a red circle{', big' * (number % 5)} {number % 3}" for number in numbers]
+        ids = self.processing_class(text=texts)["input_ids"]
+        ends = [self.eos_token_ids[:1] if number % 6 else [] for number in numbers]
+        return [some + end for some, end in zip(ids, ends, strict=True)], None
+
+    return generate
+
+
+@pytest.mark.parametrize("options", [{}, {"loss_type": "grpo", "beta": 0.05}, {"mask_truncated_completions": True}])
+def test_parts_train_the_same_as_the_whole(tmp_path, monkeypatch, options):
+    weights = {}
+    for parts in (1, 4):
+        trainer = make_trainer(
+            tmp_path / str(parts), StubWorker(), optim="sgd", generate_in_parts=parts, **IN_PARTS, **options
+        )
+        monkeypatch.setattr(GRPOTrainer, "_generate_single_turn", canned_answers(trainer))
+        before = {name: p.detach().clone() for name, p in trainer.model.named_parameters() if p.requires_grad}
+        trainer.train()
+        after = dict(trainer.model.named_parameters())
+        weights[parts] = torch.cat([(after[name] - old).flatten() for name, old in before.items()])
+    assert weights[1].abs().max() > 1e-5
+    assert torch.allclose(weights[4], weights[1], rtol=1e-3, atol=1e-3 * weights[1].abs().max().item())
+
+
+class AskedFor(Future):
+    """Says when its result is asked for."""
+
+    def __init__(self, events, results):
+        super().__init__()
+        self.events = events
+        self.set_result(results)
+
+    def result(self, timeout=None):
+        self.events.append("pictures")
+        return super().result(timeout)
+
+
+@pytest.mark.parametrize("lookahead", [0, 1])
+def test_a_part_is_trained_on_before_the_next_is_waited_for(tmp_path, lookahead):
+    events = []
+
+    class Worker(StubWorker):
+        def submit(self, jobs, return_images=False):
+            events.append("sent")
+            return AskedFor(events, super().submit(jobs, return_images).result())
+
+    trainer = make_trainer(
+        tmp_path, Worker(), generate_in_parts=4, lookahead=lookahead, beta=0.05, **IN_PARTS, max_steps=2
+    )
+    compute_loss = trainer._compute_loss
+
+    def train(model, inputs):
+        events.append("trained")
+        return compute_loss(model, inputs)
+
+    trainer._compute_loss = train
+    trainer.train()
+    sent, step = ["sent"] * 4, ["pictures", "trained"] * 4
+    assert events == [*sent, *sent, *step, *step] if lookahead else [*sent, *step, *sent, *step]
+    assert len(history(trainer, "render/wait_seconds")) == len(history(trainer, "reward_hacking/length")) == 2
+    assert len(trainer.hacking_watch.batches) == 2
+
+
+def test_parts_that_fail_count_as_one_batch(tmp_path):
+    def broken(job):
+        raise ConnectionError("no worker at this address")
+
+    trainer = make_trainer(tmp_path, StubWorker(broken), generate_in_parts=4, max_failed_batches=2, **IN_PARTS)
+    with pytest.raises(RuntimeError, match="no rewrite of the last 2 batches"):
+        trainer.train()
+    assert trainer.state.global_step == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"generate_in_parts": 2}, "in 1 micro-batches of 8"),
+        ({"generate_in_parts": 2, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}, "whole groups"),
+        ({"generate_in_parts": 4, **IN_PARTS, "scale_rewards": "batch"}, "scale_rewards: batch"),
+        ({"lookahead": 1, "use_transformers_continuous_batching": True}, "use_transformers_continuous_batching"),
+        (
+            {"lookahead": 1, "gradient_accumulation_steps": 2, "steps_per_generation": 1},
+            r"make steps_per_generation \(1\) a multiple of gradient_acc",
+        ),
+    ],
+)
+def test_settings_that_do_not_go_together(tmp_path, options, says):
+    with pytest.raises(ValueError, match=says):
+        make_trainer(tmp_path, StubWorker(), **options)
 
 
 @pytest.mark.parametrize(
@@ -106,11 +211,6 @@ def test_log_probabilities_are_those_of_the_policy_that_wrote(tmp_path):
     assert len(seen) == 3
     assert all(to_writer < 1e-4 for to_writer, _ in seen)
     assert seen[0][1] < 1e-4 and all(to_now > 1e-3 for _, to_now in seen[1:])
-
-
-def test_a_batch_that_does_not_begin_with_a_step_cannot_be_looked_ahead_to(tmp_path):
-    with pytest.raises(ValueError, match=r"make steps_per_generation \(1\) a multiple of gradient_acc"):
-        make_trainer(tmp_path, StubWorker(), lookahead=1, gradient_accumulation_steps=2, steps_per_generation=1)
 
 
 def test_an_error_in_the_batch_ahead_reaches_the_user(tmp_path):
