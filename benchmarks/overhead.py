@@ -167,7 +167,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, nargs=2, default=(60, 15), help="of the tiny policy, and of the larger")
     arguments = parser.parse_args()
     quiet_libraries()
-    torch.set_num_threads(os.cpu_count() or 1)
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
     found = {
         name: compare(larger, steps + WARM_UP)
         for name, larger, steps in zip(("tiny", "100M"), (False, True), arguments.steps, strict=True)

@@ -113,7 +113,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10, help="of each run")
     arguments = parser.parse_args()
     quiet_libraries()
-    torch.set_num_threads(os.cpu_count() or 1)
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
     ratios: dict[str, dict[float, list[float]]] = {mode: {factor: [] for factor in FACTORS} for mode in MODES}
     policy_seconds = []
     for turn in range(arguments.rounds):

@@ -2,9 +2,10 @@
 
     python benchmarks/variance.py --output variance.json
     python benchmarks/variance.py --only noise       # ten minutes or so on a core
-    python benchmarks/variance.py --only training    # two runs a seed, a minute each
+    python benchmarks/variance.py --only training    # three runs a seed, a minute each
 
 Paired: all rewrites of a group are drawn from the same K seeds, as in training. Independent: each from K of its own.
+Distinct: as independent, but equal rewrites of a group share theirs, so that no more are drawn than with paired ones.
 
 `noise`: G rewrites of each of some prompts, by an untrained and by a trained policy, are drawn from a pool of seeds,
 each once. From that table of rewards (rewrite, seed) groups are simulated. The noise of an advantage is its variance
@@ -13,10 +14,11 @@ mean covariance of two rewrites' rewards at one seed, the noise of (reward - gro
 independent and (1 - 1/G) (v - c) / K for paired seeds. So the ratio is 1 - c/v whatever K is; equal rewrites have the
 same picture, and c = v. But equal rewrites also have the same gradient: m of them from K pictures have m times the
 noise, together, of m from m K pictures. So paired seeds draw less, and a picture tells more or less than before:
-`gradient_per_signal_and_picture` says which.
+`gradient_per_signal_and_picture` says which. Against distinct seeds nothing of this differs, and what is left is
+pairing itself.
 
-`training`: the first steps of recipes/tiny_cpu.yaml with the one kind of seeds and with the other, from the same
-weights and in the same order of prompts. The limit, at equal steps, is the share of the rewrites that differ.
+`training`: the first steps of recipes/tiny_cpu.yaml with each kind of seeds, from the same weights and in the same
+order of prompts. The limit, at equal steps, is the share of the rewrites that differ.
 """
 
 import argparse
@@ -47,6 +49,7 @@ from brushup.worker import LocalWorker, RenderJob, load_worker
 
 SETTINGS = "recipes/tiny_cpu.yaml"
 IMAGES = (1, 2, 4)  # pictures of a rewrite, K
+KINDS = ("paired", "independent", "distinct")
 TRIALS = 2000  # simulated groups of each prompt
 VALIDATION_PROMPTS = 64  # the first ones
 VALIDATED = (1, 2, 3, 4, 6, 8, 10, 15, 20, 25, 30)  # after these steps; most is learnt in the first
@@ -138,20 +141,22 @@ def draw_groups(worker: LocalWorker, policy: str, prompts: list[str], args: Prom
     return groups
 
 
-def advantages(rewards: np.ndarray, images: int, paired: bool, scaled: bool, rng: np.random.Generator) -> np.ndarray:
-    """Simulated advantages, (TRIALS, G), of a group whose rewards at each seed of the pool are `rewards`, (G, seeds).
+def advantages(group: Group, images: int, kind: str, scaled: bool, rng: np.random.Generator) -> np.ndarray:
+    """Simulated advantages, (TRIALS, G), of a group with seeds of that `kind`.
 
     `scaled`: divided by the group's deviation, as TRL's default does. Seeds may repeat, so that the pool stands for
     as many seeds as there are.
     """
-    size, pool = rewards.shape
-    drawn = rng.integers(pool, size=(TRIALS, 1 if paired else size, images))
-    means = rewards[np.arange(size)[:, None], drawn].mean(axis=2)
+    size, pool = group.rewards.shape
+    drawn = rng.integers(pool, size=(TRIALS, 1 if kind == "paired" else size, images))
+    if kind == "distinct":
+        drawn = drawn[:, [group.answers.index(answer) for answer in group.answers]]
+    means = group.rewards[np.arange(size)[:, None], drawn].mean(axis=2)
     centred = means - means.mean(axis=1, keepdims=True)
     return centred / (centred.std(axis=1, ddof=1, keepdims=True) + 1e-4) if scaled else centred
 
 
-def noise(group: Group, images: int, paired: bool, rng: np.random.Generator) -> dict[str, float]:
+def noise(group: Group, images: int, kind: str, rng: np.random.Generator) -> dict[str, float]:
     """Noise of one prompt's advantages.
 
     Returns:
@@ -160,8 +165,8 @@ def noise(group: Group, images: int, paired: bool, rng: np.random.Generator) -> 
         are added up first, as they are in the gradient (rewrites that differ are taken for orthogonal there), and
         `gradient_signal`. `pictures`: how many are drawn.
     """
-    plain = advantages(group.rewards, images, paired, False, rng)
-    scaled = advantages(group.rewards, images, paired, True, rng)
+    plain = advantages(group, images, kind, False, rng)
+    scaled = advantages(group, images, kind, True, rng)
     same = np.array([[one == other for other in dict.fromkeys(group.answers)] for one in group.answers])
     added = scaled @ same
     return {
@@ -170,12 +175,12 @@ def noise(group: Group, images: int, paired: bool, rng: np.random.Generator) -> 
         "scaled_signal": (scaled.mean(axis=0) ** 2).sum(),
         "gradient": added.var(axis=0).sum(),
         "gradient_signal": (added.mean(axis=0) ** 2).sum(),
-        "pictures": images * (len(group.drawn) if paired else group.pictures),
+        "pictures": images * (group.pictures if kind == "independent" else len(group.drawn)),
     }
 
 
 def compare_noise(groups: list[Group]) -> dict:
-    """Paired over independent, for each K, with intervals over the prompts."""
+    """Paired over independent, and over distinct, for each K, with intervals over the prompts."""
     rng = np.random.default_rng(0)
     own, shared = np.array([group.covariances() for group in groups]).T
     pairs = np.array([group.covariances_of_different() for group in groups]).sum(axis=0)
@@ -185,13 +190,17 @@ def compare_noise(groups: list[Group]) -> dict:
         "different_rewrites": np.mean([len(group.drawn) for group in groups]),
         "well_formed_rewrites": np.mean([group.pictures for group in groups]),
         "images_per_prompt": {},
+        "over_distinct": {},
     }
     for images in IMAGES:
-        both = {paired: [noise(group, images, paired, rng) for group in groups] for paired in (True, False)}
+        rows = {kind: [noise(group, images, kind, rng) for group in groups] for kind in KINDS}
         columns = {
-            paired: {name: np.array([row[name] for row in rows]) for name in rows[0]} for paired, rows in both.items()
+            kind: {name: np.array([row[name] for row in some]) for name in some[0]} for kind, some in rows.items()
         }
-        paired, independent = columns[True], columns[False]
+        paired, independent, distinct = columns.values()
+        found["over_distinct"][images] = {
+            name: ratio_of_sums(paired[name], distinct[name]) for name in ("advantage", "scaled", "gradient")
+        }
         measures = {name: ratio_of_sums(paired[name], independent[name]) for name in paired}
         for name in ("scaled", "gradient"):
             above, below = [paired[name], independent[f"{name}_signal"]], [independent[name], paired[f"{name}_signal"]]
@@ -219,6 +228,10 @@ def measure_noise(policies: dict[str, str], prompts: int, pool: int) -> dict:
         for measure in result["images_per_prompt"][1]:
             cells = [shown(result["images_per_prompt"][images][measure]) for images in IMAGES]
             print(f"| {measure} | {' | '.join(cells)} |", flush=True)
+        print("paired / distinct")
+        for measure in result["over_distinct"][1]:
+            cells = [shown(result["over_distinct"][images][measure]) for images in IMAGES]
+            print(f"| {measure} | {' | '.join(cells)} |", flush=True)
     return found
 
 
@@ -226,11 +239,12 @@ def measure_noise(policies: dict[str, str], prompts: int, pool: int) -> dict:
 
 
 class CountingWorker:
-    """The trainer's worker: counts pictures, and gives each a seed of its own if they are to be independent."""
+    """The trainer's worker: counts pictures, and gives them seeds of the `kind` that is asked for."""
 
-    def __init__(self, worker: LocalWorker, independent: bool, seed: int):
+    def __init__(self, worker: LocalWorker, kind: str, seed: int):
         self.worker = worker
-        self.fresh = random.Random(seed) if independent else None
+        self.kind = kind
+        self.fresh = random.Random(seed)
         self.drawn = 0
         """Equal jobs are drawn once."""
 
@@ -238,8 +252,10 @@ class CountingWorker:
         return getattr(self.worker, name)
 
     def submit(self, jobs: list[RenderJob], return_images: bool = False) -> Future:
-        if self.fresh:
-            jobs = [replace(job, seed=self.fresh.getrandbits(32)) for job in jobs]
+        if self.kind != "paired":
+            seeds = [self.fresh.getrandbits(32) for _ in jobs]
+            chosen = map(jobs.index, jobs) if self.kind == "distinct" else range(len(jobs))
+            jobs = [replace(job, seed=seeds[index]) for job, index in zip(jobs, chosen, strict=True)]
         self.drawn += len(set(jobs))
         return self.worker.submit(jobs, return_images)
 
@@ -267,25 +283,32 @@ class Curve(TrainerCallback):
         )
 
 
-def train(worker: LocalWorker, independent: bool, seed: int, steps: int) -> list[dict]:
-    """The curve of the first `steps` of a run: `step`, `pictures` drawn so far for training, `reward`,
-    `right_pictures`."""
+def run(worker: CountingWorker, seed: int, callback: TrainerCallback, *flags: str) -> None:
+    """Trains in the tiny world as the recipe does; validation has the worker that `worker` wraps, and its seeds.
+
+    `flags`: settings that differ from the recipe's.
+    """
     with tempfile.TemporaryDirectory() as folder:
-        flags = ["--seed", str(seed), "--output_dir", folder, "--eval_on_start", "true", "--disable_tqdm", "true"]
-        flags += ["--save_strategy", "no", "--log_images_steps", "0", "--log_completions", "false"]
-        data, _, args, model = read_settings(*flags)
+        always = ["--seed", str(seed), "--output_dir", folder, "--disable_tqdm", "true", "--save_strategy", "no"]
+        data, _, args, model = read_settings(*always, "--log_images_steps", "0", "--log_completions", "false", *flags)
         trainer = PromptEnhancerTrainer(
-            worker=worker,
+            worker=worker.worker,
             args=args,
             train_dataset=load_prompts(data.train_prompts),
             eval_dataset=load_prompts(data.validation_prompts, max_samples=VALIDATION_PROMPTS),
             **load_policy(model, args),
         )
-        trainer.worker = CountingWorker(worker, independent, seed)  # validation keeps the other, and its seeds
-        curve = Curve(trainer.worker, steps)
-        trainer.add_callback(curve)
+        trainer.worker = worker
+        trainer.add_callback(callback)
         trainer.remove_callback(PrinterCallback)
         trainer.train()
+
+
+def train(worker: CountingWorker, seed: int, steps: int, *flags: str) -> list[dict]:
+    """The curve of the first `steps` of a run: `step`, `pictures` drawn so far for training, `reward`,
+    `right_pictures`."""
+    curve = Curve(worker, steps)
+    run(worker, seed, curve, "--eval_on_start", "true", *flags)
     return curve.points
 
 
@@ -299,42 +322,48 @@ def reach(points: list[dict], name: str, level: float) -> tuple[float, bool]:
     return points[-1][name], False
 
 
-def summarise(curves: dict[str, list[list[dict]]]) -> dict:
-    """Paired over independent, of the runs of each kind, the same seeds in the same order; prints it."""
+def compare_curves(curves: dict[str, list[list[dict]]], columns: Sequence[str]) -> dict:
+    """The first kind over the second, of the runs of each, the same seeds in the same order; prints it.
+
+    `columns`: of the points of a curve, how far a run is, for each of which it is told when the levels are reached.
+    """
+    ours, theirs = curves
     found = {"levels": {}, "curves": curves}
     for label, level in LEVELS.items():
         at_level = found["levels"][label] = {"reward": level}
-        for name in ("step", "pictures"):
+        for name in columns:
             reached = {kind: [reach(points, name, level) for points in some] for kind, some in curves.items()}
             ratio = ratio_of_sums(*([value for value, _ in some] for some in reached.values()))
             at_level[name] = {"reached": reached, **ratio}
-            print(f"{name} to a reward of {level}: paired / independent {shown(ratio)}")
+            print(f"{name} to a reward of {level}: {ours} / {theirs} {shown(ratio)}")
             for kind, some in reached.items():
-                numbers = ", ".join(f"{'' if crossed else '>'}{value:.0f}" for value, crossed in some)
+                numbers = ", ".join(f"{'' if crossed else '>'}{value:.3g}" for value, crossed in some)
                 print(f"    {kind:<11} {numbers}")
-    last = {kind: [points[-1]["reward"] for points in some] for kind, some in curves.items()}
-    found["last_reward"] = last | {"difference": paired_difference(last["paired"], last["independent"])}
     for name in ("reward", "right_pictures", "pictures"):
         print(f"{name} at the end")
         for kind, some in curves.items():
             print(f"    {kind:<11} {', '.join(f'{points[-1][name]:.4g}' for points in some)}")
-    difference = found["last_reward"]["difference"]
+    last = [[points[-1]["reward"] for points in some] for some in curves.values()]
+    difference = found["last_reward"] = paired_difference(*last)
     if difference["ci95"]:
         low, high = difference["ci95"]
-        print(f"reward at the end, paired - independent: {difference['mean']:+.3f} ({low:+.3f} to {high:+.3f})")
+        print(f"reward at the end, {ours} - {theirs}: {difference['mean']:+.3f} ({low:+.3f} to {high:+.3f})")
     return found
 
 
 def measure_training(runs: int, steps: int) -> dict:
     _, render, args, _ = read_settings()
     worker = load_worker(render, args)
-    curves = {"paired": [], "independent": []}
+    curves = {kind: [] for kind in KINDS}
     for seed in range(runs):
         for kind, some in curves.items():
-            some.append(train(worker, kind == "independent", seed, steps))
+            some.append(train(CountingWorker(worker, kind, seed), seed, steps))
             rewards = " ".join(f"{point['reward']:.3f}" for point in some[-1])
             print(f"seed {seed} {kind:<11} {rewards}", flush=True)
-    return summarise(curves)
+    return {
+        f"over_{kind}": compare_curves({"paired": curves["paired"], kind: curves[kind]}, ("step", "pictures"))
+        for kind in KINDS[1:]
+    }
 
 
 def main() -> None:
@@ -344,7 +373,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=40, help="noise: the first training prompts, so many")
     parser.add_argument("--pool", type=int, default=32, help="noise: seeds that each rewrite is drawn from")
     parser.add_argument("--adapter", default="runs/tiny_cpu", help="noise: the trained policy; none there: left out")
-    parser.add_argument("--runs", type=int, default=5, help="training: with seeds 0, 1, ..., two runs each")
+    parser.add_argument("--runs", type=int, default=5, help="training: with seeds 0, 1, ..., three runs each")
     parser.add_argument("--steps", type=int, default=30, help="training: of the 100 that are planned")
     arguments = parser.parse_args()
     quiet_libraries()
@@ -361,9 +390,8 @@ def main() -> None:
         results["paired_over_independent"]["variance"] = of_one_picture["advantage"]["ratio"]
     if arguments.only != "noise":
         results["training"] = measure_training(arguments.runs, arguments.steps)
-        results["paired_over_independent"]["pictures_to_reward"] = results["training"]["levels"]["half"]["pictures"][
-            "ratio"
-        ]
+        half = results["training"]["over_independent"]["levels"]["half"]
+        results["paired_over_independent"]["pictures_to_reward"] = half["pictures"]["ratio"]
     if arguments.output:
         Path(arguments.output).write_text(json.dumps(results, indent=2) + "\n")
 

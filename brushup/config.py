@@ -220,8 +220,8 @@ class PromptEnhancerConfig(RewardConfig, GRPOConfig):
         default=1,
         metadata={
             "help": "Parts, of whole groups and micro-batches, in which each rank writes its rewrites: drawing begins "
-            "after the first, and each is trained on once it is drawn, while the next are. Pays with a worker on other "
-            "devices that takes about as long as the policy, or longer; learning is the same."
+            "after the first, and each is trained on once it is drawn, while the next are. Pays with a worker on "
+            "other devices that takes about as long as the policy, or longer; learning is the same."
         },
     )
     lookahead: int = field(

@@ -137,8 +137,9 @@ class PromptEnhancerTrainer(GRPOTrainer):
         self._failed_batches = 0
         self._batch_started = 0.0
         self._batch: Batch | None = None
-        """The one that is trained on, and, with lookahead, the one after it."""
+        """The one that is trained on; `_batch_ahead` is, with lookahead, the one after it; `_writing` either."""
         self._batch_ahead: Batch | None = None
+        self._writing: Batch | None = None
         self._upcoming: deque[list[dict]] = deque()
         self._source: Iterator | None = None
         micro_steps = args.steps_per_generation * args.num_iterations

@@ -30,14 +30,17 @@ def test_noise_follows_the_covariance():
     assert found["correlation_of_different_rewrites"] == pytest.approx(0.5)
     for images in (1, 2, 4):
         assert found["images_per_prompt"][images]["advantage"]["ratio"] == pytest.approx(0.5, abs=0.04)
-    independent = variance.noise(group(rewards, list("abcdefgh")), 2, False, np.random.default_rng(0))
+    independent = variance.noise(group(rewards, list("abcdefgh")), 2, "independent", np.random.default_rng(0))
     assert independent["advantage"] == pytest.approx(8 * (1 - 1 / 8) * 2 / 2, rel=0.05)  # G (1 - 1/G) v / K
 
 
 def test_equal_rewrites():
     alike = group(np.repeat(hadamard(16)[1:2], 8, axis=0).astype(float), ["a"] * 8)
-    paired, independent = (variance.noise(alike, 1, kind, np.random.default_rng(0)) for kind in (True, False))
+    paired, independent, distinct = (
+        variance.noise(alike, 1, kind, np.random.default_rng(0)) for kind in variance.KINDS
+    )
     assert paired["advantage"] == paired["scaled"] == 0 and paired["pictures"] == 1
+    assert distinct == paired
     assert independent["advantage"] > 1 and independent["scaled"] > 1 and independent["pictures"] == 8
     assert independent["gradient"] == pytest.approx(0)  # the advantages of a group add up to 0
 
@@ -59,8 +62,17 @@ def test_reach():
     assert variance.reach(points, "step", 0.9) == (30, False)
 
 
-@pytest.mark.parametrize("independent", [False, True])
-def test_counting_worker(independent):
+def test_distinct_seeds_are_independent_but_for_equal_rewrites():
+    patterns = hadamard(16).astype(float)
+    rewards = patterns[[1, 1, 2, 3]] + patterns[9]
+    some = variance.Group(rewards, ["a", "a", "b", "c"], set("abc"), 4)
+    found = variance.advantages(some, 1, "distinct", False, np.random.default_rng(0))
+    assert (found[:, 0] == found[:, 1]).all()
+    assert np.cov(found.T)[2, 3] == pytest.approx(-0.25, abs=0.1)  # of 2 (x - mean), with nothing in common
+
+
+@pytest.mark.parametrize(("kind", "seeds"), [("paired", 1), ("independent", 3), ("distinct", 2)])
+def test_counting_worker(kind, seeds):
     class Remembers:
         token_limits = {"clip": 32}
 
@@ -69,12 +81,12 @@ def test_counting_worker(independent):
             return Future()
 
     behind = Remembers()
-    worker = variance.CountingWorker(behind, independent, seed=0)
+    worker = variance.CountingWorker(behind, kind, seed=0)
     jobs = [RenderJob(prompt, "a cat", 7) for prompt in ("a", "a", "b")]
     worker.submit(jobs)
     assert [job.prompt for job in behind.jobs] == ["a", "a", "b"] and worker.token_limits == {"clip": 32}
-    assert len({job.seed for job in behind.jobs}) == (3 if independent else 1)
-    assert worker.drawn == (3 if independent else 2)  # equal jobs are drawn once
+    assert len({job.seed for job in behind.jobs}) == seeds
+    assert worker.drawn == (3 if kind == "independent" else 2)  # equal jobs are drawn once
 
 
 @pytest.mark.slow  # a process that loads PyTorch and diffusers
