@@ -59,9 +59,10 @@ ACCUMULATION = 4  # so many batches are written at once
 SCORER = 2.4e9  # bytes of xlm-roberta-large-ViT-H-14 in bfloat16: 1.19 billion parameters
 RENDER_BATCH, PIXELS = 8, 512
 
-# (method, ZeRO stage, GPUs). Full fine-tuning in bfloat16 needs DeepSpeed, which keeps the weights in float32 besides.
-METHODS = [("QLoRA", "-", 1), ("LoRA", "-", 1), ("LoRA", "3", 8), ("full", "2", 8), ("full", "3", 8)]
-METHODS += [("full", "3, offload", 8)]
+# (method, ZeRO stage or FSDP2, GPUs). Full fine-tuning in bfloat16 needs weights in float32 besides: DeepSpeed keeps a
+# copy of them, and under FSDP2 the weights themselves are.
+METHODS = [("QLoRA", "-", 1), ("LoRA", "-", 1), ("LoRA", "3", 8), ("LoRA", "FSDP2", 8)]
+METHODS += [("full", "2", 8), ("full", "3", 8), ("full", "3, offload", 8), ("full", "FSDP2", 8)]
 
 
 class LiveBytes(TorchDispatchMode):
@@ -233,6 +234,14 @@ def sizes(policy: str) -> tuple[int, int, int]:
     return parameters(base), in_4_bits, of_lora
 
 
+@functools.cache
+def fsdp2_units(policy: str) -> tuple[int, int]:
+    """The parameters of a decoder layer, and of all that is in none (embeddings, head, the merger)."""
+    named = list(policy_on_meta(QWEN2_VL[policy]).named_parameters())
+    layer = sum(p.numel() for name, p in named if ".layers.0." in name)
+    return layer, sum(p.numel() for name, p in named if ".layers." not in name and ".blocks." not in name)
+
+
 def peak(policy: str, method: str, stage: str, gpus: int, batch: int, generator: str) -> dict[str, float]:
     """The peak on each GPU in bytes, in parts.
 
@@ -245,24 +254,34 @@ def peak(policy: str, method: str, stage: str, gpus: int, batch: int, generator:
     size, lora = QWEN2_VL[policy], method != "full"
     count, in_4_bits, of_lora = sizes(policy)
     trained = of_lora if lora else count
-    sharded, offloaded = gpus if stage.startswith("3") else 1, stage.endswith("offload")
+    fsdp2, offloaded = stage == "FSDP2", stage.endswith("offload")
+    sharded = gpus if stage.startswith("3") or fsdp2 else 1
     whole = 2 * count
     if method == "QLoRA":  # nested: a constant of 8 bits for 64 weights, and one of 32 bits for 256 of these
         whole += in_4_bits * (1 / 2 + 1 / 64 + 4 / (64 * 256) - 2)
     weights = whole / sharded
     # Bytes a trained weight: QLoRA's adapter is in bfloat16, that of LoRA in float32 (bfloat16 under ZeRO-3, with a
     # copy in float32), each with its two Adam states. Fully fine-tuned: gradients in bfloat16, weights and states in
-    # float32, over all GPUs.
+    # float32, over all GPUs. FSDP2 has all that trains in float32 (accelerate's `fsdp2_prepare_model`), over all GPUs.
     if method == "QLoRA":
         state = (2 + 2 + 4) * trained
+    elif fsdp2:
+        state = (4 + 4 + 8) / gpus * trained
     elif method == "LoRA":
         state = (2 + (2 + 12) / gpus if stage == "3" else 4 + 4 + 8) * trained
     else:
         state = (2 + 12) / gpus * trained
     reference = weights if method == "full" else 0  # beta > 0; with LoRA it is the policy without its adapter
-    communication = 2 * 2 * min(trained, 500_000_000) if stage != "-" else 0  # DeepSpeed's two buckets
+    if fsdp2 and not lora:
+        weights = 0  # in the state
+    communication = 2 * 2 * min(trained, 500_000_000) if stage not in ("-", "FSDP2") else 0  # DeepSpeed's two buckets
     if stage.startswith("3"):
         communication += 2 * min(count, 1_000_000_000)  # layers that are whole at the moment
+    if fsdp2:
+        layer, outside = fsdp2_units(policy)
+        # Embeddings and head stay whole from a forward to the end of the backward. A layer is whole while it computes,
+        # the next one is on its way, and its gradients leave from a buffer of their own.
+        communication = 2 * (outside + (2 if lora else 3) * layer)
     if offloaded:
         weights = state = reference = 0
 
@@ -274,6 +293,10 @@ def peak(policy: str, method: str, stage: str, gpus: int, batch: int, generator:
     training = activation_bytes(policy, lora, batch)
     if method == "QLoRA":
         training += 2 * size["hidden_size"] * size["intermediate_size"]  # a layer's weights, back in bfloat16
+    referring = 0
+    if fsdp2 and not lora:
+        training += 2 * trained  # accelerate's `no_sync`: until the last micro-batch, gradients are whole on each GPU
+        referring = 2 * whole  # TRL's `prepare_fsdp`: one unit, gathered at once and copied from its buffer
     resident = drawing = 0
     if generator != "none":
         resident, drawing = generator_bytes(with_t5=generator == "SD3")
@@ -285,9 +308,10 @@ def peak(policy: str, method: str, stage: str, gpus: int, batch: int, generator:
         "generator_and_scorer": resident,
         "fixed": FIXED,
     }
-    # Drawing goes on beside training, but only after the rewrites are written.
-    total = sum(parts.values()) + max(generating, training + drawing)
-    return parts | {"generating": generating, "training": training, "drawing": drawing, "peak": total}
+    # Drawing goes on beside the reference model and training, but only after the rewrites are written.
+    total = sum(parts.values()) + max(generating, referring + drawing, training + drawing)
+    steps = {"generating": generating, "referring": referring, "training": training, "drawing": drawing}
+    return parts | steps | {"peak": total}
 
 
 def fits(peak_bytes: float) -> str:
@@ -340,7 +364,7 @@ def main() -> None:
             figures = f"{row['counted'] / GIB:.2f} | {row['measured'] / GIB:.2f}"
             print(f"| {'LoRA' if row['lora'] else 'full'} | {row['batch']} | {figures} |")
     else:
-        print("| policy | method | ZeRO | GPUs | draws here | batch 1 | batch 8 | batch 32 | fits on (batch 8) |")
+        print("| policy | method | ZeRO/FSDP | GPUs | draws here | batch 1 | batch 8 | batch 32 | fits on (batch 8) |")
         print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
         results = []
         for policy in QWEN2_VL:

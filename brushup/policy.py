@@ -5,7 +5,7 @@ from typing import Any
 
 from accelerate.logging import get_logger
 from peft import PeftConfig, PeftModel
-from transformers import BitsAndBytesConfig
+from transformers import BitsAndBytesConfig, PreTrainedModel
 from transformers.utils import is_bitsandbytes_available
 from transformers.utils.peft_utils import find_adapter_config_file
 from trl import ModelConfig, get_peft_config, get_quantization_config
@@ -55,6 +55,22 @@ def load_policy(model: ModelConfig, args: PromptEnhancerConfig) -> dict[str, Any
     if peft_config:
         peft_config.revision = model.model_revision  # saved with the adapter: which base it belongs to
     return {"model": name, "quantization_config": quantization_config, "peft_config": peft_config}
+
+
+def check_head(policy: PreTrainedModel | PeftModel, is_fsdp2: bool) -> None:
+    """Raises a ValueError if FSDP2 would train the policy's head on each GPU's own rewrites.
+
+    TRL 1.16's fused log-probabilities gather a sharded head without saying that its gradient is a sum over the GPUs.
+    A frozen head, and one that is the embeddings (as Qwen2-VL 2B has it), are right.
+    """
+    if not is_fsdp2:
+        return
+    head, embeddings = policy.get_output_embeddings(), policy.get_input_embeddings()
+    if head.weight.requires_grad and head.weight is not embeddings.weight:
+        raise ValueError(
+            "FSDP2 with TRL 1.16 gives the head of this policy (apart from its embeddings) a wrong gradient: on each "
+            "GPU that of its own rewrites. Train a LoRA adapter (use_peft: true), or take deepspeed_zero3.yaml"
+        )
 
 
 def is_adapter(name: str, revision: str | None = None) -> bool:

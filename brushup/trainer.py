@@ -35,6 +35,7 @@ from brushup.enhancer import PromptEnhancer, vision_placeholder_ids
 from brushup.evaluation import Arm, load_text_rewards
 from brushup.log_probs import recording
 from brushup.objective import Objective
+from brushup.policy import check_head
 from brushup.prompts import parse_answer
 from brushup.reward_hacking import RewardHackingWatch, excesses, held_out_signs
 from brushup.rewards import label
@@ -124,6 +125,7 @@ class PromptEnhancerTrainer(GRPOTrainer):
         labels = [label(name) for name in args.reward_funcs]
         rewards = [self.text_rewards.get(name) or ImageRewardColumn(name) for name in labels]
         super().__init__(model, rewards, args=args, eval_dataset=eval_dataset, **kwargs)
+        check_head(self.model, self.accelerator.is_fsdp2)
         self.reward_func_names = labels
         self.worker = worker
         self.objective = Objective.from_config(args, self.reward_weights.tolist())

@@ -78,5 +78,43 @@ def test_the_parts_of_a_peak(memory, monkeypatch):
     assert full == [4 * 2_208_985_600, 4 * 2_208_985_600 / 8, 0]  # with the reference model
 
 
+@pytest.mark.parametrize(("policy", "embeddings"), [("2B", 151_936 * 1536), ("7B", 2 * 152_064 * 3584)])
+def test_the_units_that_fsdp2_gathers(memory, policy, embeddings):
+    layer, outside = memory.fsdp2_units(policy)
+    text = memory.QWEN2_VL[policy]
+    hidden, inner = text["hidden_size"], text["intermediate_size"]
+    keys = hidden // text["num_attention_heads"] * text["num_key_value_heads"]
+    matrices = 2 * hidden * hidden + 2 * hidden * keys + 3 * hidden * inner
+    assert layer == matrices + hidden + 2 * keys + 2 * hidden  # biases of q, k and v, two norms
+    merger = 5120 * (5120 + 1 + hidden) + hidden  # of four patches
+    assert embeddings + merger < outside < embeddings + merger + 2_000_000  # patches and norms
+    of_vision = memory.sizes(policy)[0] - 28 * layer - outside
+    assert of_vision == 32 * (1280 * (3 + 1 + 4 + 4) * 1280 + 1280 * (3 + 1 + 4 + 1) + 4 * 1280)
+
+
+def test_the_parts_of_a_peak_with_fsdp2(memory, monkeypatch):
+    monkeypatch.setattr(memory, "activation_bytes", lambda policy, lora, batch: batch * memory.GIB)
+    monkeypatch.setattr(memory, "generator_bytes", lambda with_t5: (0, 100 * memory.GIB))
+    count, _, of_lora = memory.sizes("7B")
+    layer, outside = memory.fsdp2_units("7B")
+    lora, zero3 = (memory.peak("7B", "LoRA", stage, 8, 1, "none") for stage in ("FSDP2", "3"))
+    assert lora["weights"] == zero3["weights"] == 2 * count / 8
+    assert lora["trained"] == 16 * of_lora / 8  # weight, gradient and two Adam states in float32
+    assert lora["communication"] == 2 * (outside + 2 * layer) and lora["referring"] == 0
+    assert lora["generating"] == zero3["generating"] - 2 * count  # layer by layer while it writes
+    assert lora["training"] == memory.GIB
+
+    full, zero3 = (memory.peak("7B", "full", stage, 8, 1, "none") for stage in ("FSDP2", "3"))
+    assert full["weights"] == 2 * count / 8  # the reference model's; the policy's own are in float32
+    assert full["trained"] == 16 * count / 8
+    assert full["weights"] + full["trained"] == zero3["weights"] + zero3["trained"]
+    assert full["training"] == memory.GIB + 2 * count  # gradients whole until the last micro-batch
+    assert full["referring"] == 4 * count  # gathered at once, into a buffer and from there
+    before = full["weights"] + full["trained"] + full["communication"] + memory.GIB
+    assert full["peak"] == before + 4 * count
+    drawing = memory.peak("7B", "full", "FSDP2", 8, 1, "SD3")  # beside the reference model
+    assert drawing["peak"] == before + memory.SCORER + 4 * count + 100 * memory.GIB
+
+
 def test_what_fits(memory):
     assert [memory.fits(gib * memory.GIB) for gib in (21.5, 22, 44, 100, 130)] == ["24", "48", "80", "141", "none"]

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import TINY_WORLD
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from test_trainer import StubWorker, history
 from transformers import (
+    AutoConfig,
     AutoProcessor,
     AutoTokenizer,
     Qwen2_5_VLConfig,
@@ -27,7 +28,7 @@ from trl.trainer.utils import create_model_from_path
 from brushup.config import PromptEnhancerConfig
 from brushup.data import load_prompts
 from brushup.enhancer import PromptEnhancer
-from brushup.policy import load_policy
+from brushup.policy import check_head, load_policy
 from brushup.trainer import PromptEnhancerTrainer
 
 
@@ -138,6 +139,18 @@ def assert_adapter_loads_again(trainer, path, **init):
     assert saved and adapter_weights(loaded).keys() == saved.keys()
     for name, weight in adapter_weights(loaded).items():
         torch.testing.assert_close(weight, saved[name], rtol=0, atol=0, check_dtype=False)
+
+
+def test_a_head_that_fsdp2_would_train_wrongly_is_refused():
+    config = AutoConfig.from_pretrained(POLICY)
+    tied = Qwen2VLForConditionalGeneration(config)
+    config.tie_word_embeddings = config.text_config.tie_word_embeddings = False
+    untied = Qwen2VLForConditionalGeneration(config)
+    check_head(tied, is_fsdp2=True)
+    check_head(untied, is_fsdp2=False)
+    with pytest.raises(ValueError, match="use_peft: true.* deepspeed_zero3.yaml"):
+        check_head(untied, is_fsdp2=True)
+    check_head(get_peft_model(untied, LoraConfig(target_modules=["q_proj"])), is_fsdp2=True)
 
 
 @pytest.mark.parametrize("name", NAMES)
