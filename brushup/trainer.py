@@ -9,6 +9,7 @@ from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import nullcontext
+from contextvars import copy_context
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -231,6 +232,7 @@ class PromptEnhancerTrainer(GRPOTrainer):
         size = len(rows) // self.args.generate_in_parts
         for start in range(0, len(rows), size):
             run = greenlet(super()._generate_and_score_completions)
+            run.gr_context = copy_context()  # else trackio, which keeps its run in one, does not find it
             part = Part(rows[start : start + size], step, not start and self._saves_pictures(step), run)
             batch.parts.append(part)
             self._writing = batch
