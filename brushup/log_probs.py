@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 
 class SampledLogProbs:
-    """Log-probabilities of the sampled tokens at a temperature; of what is done with it inside of `recording`."""
+    """Log-probabilities of the tokens that were sampled at a temperature, inside of `recording`."""
 
     def __init__(self, temperature: float):
         self.temperature = temperature

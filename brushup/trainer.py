@@ -183,7 +183,7 @@ class PromptEnhancerTrainer(GRPOTrainer):
         if args.scale_rewards == "batch" or args.multi_objective_aggregation != "sum_then_normalize":
             raise ValueError(
                 f"generate_in_parts: {parts} trains on a part before the others have rewards: that does not go with "
-                f"scale_rewards: batch or multi_objective_aggregation: normalize_then_sum, which compare all of them"
+                "scale_rewards: batch or multi_objective_aggregation: normalize_then_sum, which compare all of them"
             )
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
