@@ -9,7 +9,6 @@ from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import nullcontext
-from contextvars import copy_context
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,11 +17,11 @@ import numpy as np
 import torch
 from accelerate.logging import get_logger
 from accelerate.utils import broadcast_object_list, gather, gather_object
-from greenlet import getcurrent, greenlet
 from PIL import Image
 from transformers import Trainer, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from trl import GRPOTrainer
+from trl.data_utils import prepare_multimodal_messages
 from trl.models import unwrap_model_for_generation
 from trl.trainer.utils import (
     shuffle_sequence_dict,
@@ -67,14 +66,14 @@ class Part:
     """A part of a batch on its way, on this rank: sent to the worker, and not yet rewarded.
 
     `rewrites` are None for malformed answers; `pending` are the pictures of the others. `own` are the users' own
-    prompts, if they are drawn too. `tokens` counts those of the answers of all ranks. `run` is TRL's method, which
-    waits to be told the rewards.
+    prompts, if they are drawn too. `tokens` counts those of the answers of all ranks. `generated` is what TRL's
+    `_generate` returned.
     """
 
     rows: list[dict]
     step: int
     returns_images: bool
-    run: greenlet
+    generated: tuple = ()
     submitted: float = 0.0
     rewrites: list[str | None] = field(default_factory=list)
     jobs: list[RenderJob] = field(default_factory=list)
@@ -140,9 +139,9 @@ class PromptEnhancerTrainer(GRPOTrainer):
         self._failed_batches = 0
         self._batch_started = 0.0
         self._batch: Batch | None = None
-        """The one that is trained on; `_batch_ahead` is, with lookahead, the one after it; `_writing` either."""
+        """The one that is trained on, and `_part` of it; `_batch_ahead` is, with lookahead, the one after it."""
+        self._part: Part | None = None
         self._batch_ahead: Batch | None = None
-        self._writing: Batch | None = None
         self._upcoming: deque[list[dict]] = deque()
         self._source: Iterator | None = None
         micro_steps = args.steps_per_generation * args.num_iterations
@@ -221,57 +220,51 @@ class PromptEnhancerTrainer(GRPOTrainer):
         return batch
 
     def _begin(self, rows: list[dict], step: int) -> Batch:
-        """Runs TRL's `_generate_and_score_completions` on each part up to where it asks for the rewards.
-
-        By then the rewrites are sent.
+        """Writes the rewrites of `rows`, part by part, and sends each part to the worker as soon as it is written.
 
         Args:
             step: the one that will train on them.
         """
-        batch = Batch(rows)
         size = len(rows) // self.args.generate_in_parts
-        for start in range(0, len(rows), size):
-            run = greenlet(super()._generate_and_score_completions)
-            run.gr_context = copy_context()  # else trackio, which keeps its run in one, does not find it
-            part = Part(rows[start : start + size], step, not start and self._saves_pictures(step), run)
-            batch.parts.append(part)
-            self._writing = batch
-            run.switch(part.rows)
-        return batch
+        starts = range(0, len(rows), size)
+        return Batch(rows, [self._write(rows[i : i + size], step, not i and self._saves_pictures(step)) for i in starts])
+
+    def _write(self, rows: list[dict], step: int, returns_images: bool) -> Part:
+        part = Part(rows, step, returns_images)
+        prompts = [row["prompt"] for row in rows]
+        if "image" in rows[0]:  # as TRL's `_generate_and_score_completions` hands them on
+            images = [[row["image"]] if row["image"] is not None else None for row in rows]
+            prompts = [prepare_multimodal_messages(p, images=i) for p, i in zip(prompts, images, strict=True)]
+        notes = self.args.lookahead and not self.use_vllm  # vLLM tells them by itself
+        model = self.accelerator.unwrap_model(self.model_wrapped)
+        with recording(model, self.temperature) if notes else nullcontext() as noted:
+            prompt_ids, ids, tool_mask, completions, log_probs, *rest = super()._generate(prompts)
+        log_probs = noted.of(ids) if noted else log_probs
+        part.generated = (prompt_ids, ids, tool_mask, completions, log_probs, *rest)
+        part.tokens = self._count_trained(ids)
+        self._send(part, ids)
+        if self._measures_gain or part.returns_images:
+            own = list(dict.fromkeys(row["user_prompt"] for row in rows))
+            own = own if self._measures_gain else own[:SHOWN_PROMPTS]
+            part.own_jobs = [RenderJob(prompt, prompt, seed) for prompt in own for seed in self._seeds(step, prompt)]
+            part.own = self.worker.submit(part.own_jobs, return_images=part.returns_images)
+        return part
 
     def _finish(self, batch: Batch) -> list[dict]:
         """Waits for the next part of `batch`; the micro-batches to train on, as TRL makes them of a whole batch."""
-        part = batch.parts[len(batch.seen)]
-        output = part.run.switch()
+        self._part = part = batch.parts[len(batch.seen)]
+        output = super()._generate_and_score_completions(part.rows)
         # The loss may be a mean over the tokens of the batch (dapo, TRL's default), not over those of the part.
         output["num_items_in_batch"] = sum(part.tokens for part in batch.parts)
-        if self.args.lookahead:  # so that TRL's importance sampling corrects for the update since they were written
-            output.setdefault("old_per_token_logps", output["sampling_per_token_logps"])
+        if self.args.lookahead and not self.use_vllm:  # so that TRL's importance sampling corrects for the update since
+            output["old_per_token_logps"] = output["sampling_per_token_logps"]
         rows = shuffle_sequence_dict(split_pixel_values_by_grid(output))
         micro_batches = split_tensor_dict(rows, self.args.steps_per_generation // len(batch.parts))
         return [unsplit_pixel_values_by_grid(some) for some in micro_batches]
 
     def _generate(self, prompts):
-        part = self._writing.parts[-1]
-        output = super()._generate(prompts)
-        if self._measures_gain or part.returns_images:
-            own = list(dict.fromkeys(row["user_prompt"] for row in part.rows))
-            own = own if self._measures_gain else own[:SHOWN_PROMPTS]
-            part.own_jobs = [
-                RenderJob(prompt, prompt, seed) for prompt in own for seed in self._seeds(part.step, prompt)
-            ]
-            part.own = self.worker.submit(part.own_jobs, return_images=part.returns_images)
-        return output
-
-    def _generate_single_turn(self, prompt_ids, images, multimodal_fields, num_generations, **kwargs):
-        notes = self.args.lookahead and not self.use_vllm  # vLLM tells them by itself
-        model = self.accelerator.unwrap_model(self.model_wrapped)
-        with recording(model, self.temperature) if notes else nullcontext() as noted:
-            ids, log_probs = super()._generate_single_turn(
-                prompt_ids, images, multimodal_fields, num_generations, **kwargs
-            )
-        self._send(self._writing.parts[-1], ids)
-        return ids, noted.of(ids) if noted else log_probs
+        """What was written before: TRL asks for it when it scores a part."""
+        return self._part.generated
 
     def _send(self, part: Part, completion_ids: list[list[int]]) -> None:
         """Hands the rewrites of `part` to the worker."""
@@ -290,9 +283,7 @@ class PromptEnhancerTrainer(GRPOTrainer):
         part.pending = self.worker.submit(part.jobs, return_images=part.returns_images)
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
-        batch, part = self._writing, self._writing.parts[-1]
-        part.tokens = self._count_trained(completion_ids_list)
-        getcurrent().parent.switch()  # back to `_begin`; `_finish` goes on here
+        batch, part = self._batch, self._part
         # Whatever goes wrong on this rank is kept as an error until all ranks know of it: an exception here would
         # leave the others waiting in the next collective.
         asked = time.perf_counter()
