@@ -1,7 +1,6 @@
-from setuptools import setup
+"""The packages: `brushup/rewards` is a link to `rewards/`, where one file is one reward."""
+
+from setuptools import find_packages, setup
 
 
-setup(
-    packages=["brushup", "brushup.rewards"],
-    package_dir={"brushup.rewards": "rewards"},
-)
+setup(packages=find_packages(include=["brushup*"]))

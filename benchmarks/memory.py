@@ -3,28 +3,28 @@
     python benchmarks/memory.py --output memory.json
     python benchmarks/memory.py --check   # against a real training step, on the CPU
 
-No GPU and no weights are needed. Weights, gradients and optimizer state are arithmetic: parameters (counted in models
-of the published sizes, without their weights) times bytes. What forward and backward, and drawing, take besides is
-counted: the real step of the real model is run on fake tensors, which have a size and no content, and the bytes alive
-at once are added up. All figures are in GiB, as `nvidia-smi` has them; a "24 GB" GPU has 24 of them.
+It needs no GPU and no weights. Weights, gradients and optimizer state are calculated: parameters (counted in models of
+the published sizes) times bytes. The memory of forward, backward and rendering is counted: the real step of the real
+model runs on fake tensors, which have a size and no content, and the bytes alive at once are added up. All figures are
+in GiB, as in `nvidia-smi`; a "24 GB" GPU has 24 of them.
 
-docs/memory.md says what is counted and what is not. The limit is a run on a GPU, where `--dry_run true` measures.
+docs/memory.md says what is counted and what is not. The limit is a run on a GPU, which says its peak after two steps.
 """
 
 import argparse
 import functools
 import json
+import os
 import threading
 import weakref
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from unittest import mock
 
-import psutil
 import torch
 from diffusers import AutoencoderKL, SD3Transformer2DModel
+from gpu import QWEN2_VL
 from peft import LoraConfig, get_peft_model
-from random_rewards import QWEN2_VL
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
@@ -55,7 +55,7 @@ SMALL["num_hidden_layers"] = 8
 LORA = LoraConfig(r=16, target_modules="q_proj k_proj v_proj o_proj gate_proj up_proj down_proj".split())
 PROMPT, COMPLETION = 128, 160  # tokens: the instruction is some 100 of them
 BATCHES = (1, 8, 32)  # per_device_train_batch_size
-ACCUMULATION = 4  # so many batches are written at once
+ACCUMULATION = 4  # batches of completions that are written at once
 SCORER = 2.4e9  # bytes of xlm-roberta-large-ViT-H-14 in bfloat16: 1.19 billion parameters
 RENDER_BATCH, PIXELS = 8, 512
 
@@ -66,7 +66,7 @@ METHODS += [("full", "2", 8), ("full", "3", 8), ("full", "3, offload", 8), ("ful
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of all tensors made while it is on, and alive at once: `live`, and `peak`."""
+    """A counter of the bytes of all tensors that are created inside it: alive now (`live`), and at most (`peak`)."""
 
     def __init__(self):
         super().__init__()
@@ -92,7 +92,7 @@ class LiveBytes(TorchDispatchMode):
 
 
 def policy_on_meta(size: dict, lora: bool = False, vision_depth: int = 32) -> torch.nn.Module:
-    """A Qwen2-VL policy in bfloat16 without weights, set up for training as TRL does it.
+    """Return a Qwen2-VL policy in bfloat16 without weights, set up for training as by TRL.
 
     Args:
         size: fields of its text model's config.
@@ -119,24 +119,24 @@ def policy_on_meta(size: dict, lora: bool = False, vision_depth: int = 32) -> to
 
 
 def materialize(model: torch.nn.Module) -> None:
-    """Gives a model on the meta device tensors, with no content to speak of; inside `FakeTensorMode`, fake ones."""
-    made = {}  # of each old tensor, by its id; it must live as long, or the id would be another's
+    """Give a model on the meta device real tensors; inside `FakeTensorMode`, fake ones."""
+    new_tensors = {}  # by the id of the old tensor, which is kept too, so that no other tensor gets its id
     for module in model.modules():
         for tensors in (module._parameters, module._buffers):
             for name, old in tensors.items():
-                if old is not None and id(old) not in made:  # tied weights stay tied
+                if old is not None and id(old) not in new_tensors:  # tied weights stay tied
                     new = torch.empty(old.shape, dtype=old.dtype)
                     new.fill_(0.01)
                     if isinstance(old, torch.nn.Parameter):
                         new = torch.nn.Parameter(new, requires_grad=old.requires_grad)
-                    made[id(old)] = old, new
+                    new_tensors[id(old)] = old, new
                 if old is not None:
-                    tensors[name] = made[id(old)][1]
+                    tensors[name] = new_tensors[id(old)][1]
 
 
 @contextmanager
 def counting(as_on_a_gpu: bool = True):
-    """Makes tensors fake, and counts them.
+    """Make tensors fake inside this context, and count their bytes.
 
     `as_on_a_gpu`: TRL's log-probabilities are made in place, as by its Triton kernels; on a CPU it makes copies.
     """
@@ -149,7 +149,7 @@ def counting(as_on_a_gpu: bool = True):
 
 
 def training_step(policy: torch.nn.Module, batch: int, length: int, keep_gradients: bool = False) -> None:
-    """Forward and backward of `batch` rows of `length` tokens, as GRPO does them, in bfloat16."""
+    """Run forward and backward of `batch` rows of `length` tokens, as GRPO does, in bfloat16."""
     if not keep_gradients:  # they are counted apart, since ZeRO shards them
         for parameter in policy.parameters():
             if parameter.requires_grad:
@@ -165,7 +165,7 @@ def training_step(policy: torch.nn.Module, batch: int, length: int, keep_gradien
 
 @functools.cache
 def activation_bytes(policy: str, lora: bool, batch: int) -> int:
-    """What forward and backward take at their peak, beyond weights and gradients."""
+    """Return the peak of forward and backward, beyond weights and gradients."""
     model = policy_on_meta(QWEN2_VL[policy], lora=lora)
     with counting() as bytes_:
         materialize(model)
@@ -176,7 +176,7 @@ def activation_bytes(policy: str, lora: bool, batch: int) -> int:
 
 @functools.cache
 def generator_bytes(with_t5: bool) -> tuple[int, int]:
-    """Stable Diffusion 3 medium in bfloat16: its weights, and what drawing a batch takes besides."""
+    """Return the bytes of Stable Diffusion 3 medium in bfloat16: of its weights, and of rendering a batch besides."""
     with torch.device("meta"):
         transformer = SD3Transformer2DModel(
             num_layers=24,
@@ -206,16 +206,16 @@ def generator_bytes(with_t5: bool) -> tuple[int, int]:
             t5 = {"d_model": 4096, "d_ff": 10240, "num_layers": 24, "num_heads": 64, "feed_forward_proj": "gated-gelu"}
             texts.append(T5EncoderModel(T5Config(**t5, d_kv=64, vocab_size=32128)))
     weights = 2 * sum(parameters(model) for model in (transformer, vae, *texts))
-    pictures, side = 2 * RENDER_BATCH, PIXELS // 8  # with and without the prompt, for guidance
+    images, side = 2 * RENDER_BATCH, PIXELS // 8  # with and without the prompt, for guidance
     with counting() as bytes_, torch.no_grad():
         for model in (transformer, vae):
             model.to(torch.bfloat16)
             materialize(model)
         before = bytes_.peak = bytes_.live
-        latents = torch.empty(pictures, 16, side, side, dtype=torch.bfloat16)
-        text = torch.empty(pictures, 77 + 256, 4096, dtype=torch.bfloat16)
-        pooled = torch.empty(pictures, 2048, dtype=torch.bfloat16)
-        transformer(latents, text, pooled, timestep=torch.ones(pictures))
+        latents = torch.empty(images, 16, side, side, dtype=torch.bfloat16)
+        text = torch.empty(images, 77 + 256, 4096, dtype=torch.bfloat16)
+        pooled = torch.empty(images, 2048, dtype=torch.bfloat16)
+        transformer(latents, text, pooled, timestep=torch.ones(images))
         vae.decode(latents[:RENDER_BATCH])
     return weights, bytes_.peak - before
 
@@ -226,7 +226,7 @@ def parameters(model: torch.nn.Module, trainable_only: bool = False) -> int:
 
 @functools.cache
 def sizes(policy: str) -> tuple[int, int, int]:
-    """The parameters of a policy: all, those that QLoRA has in 4 bits (all linear layers but the head), and LoRA's."""
+    """Count a policy's parameters: all, those in 4 bits with QLoRA (linear layers but the head), and LoRA's."""
     base = policy_on_meta(QWEN2_VL[policy])
     linear = [m for name, m in base.named_modules() if isinstance(m, torch.nn.Linear) and name != "lm_head"]
     in_4_bits = sum(module.weight.numel() for module in linear)
@@ -236,20 +236,20 @@ def sizes(policy: str) -> tuple[int, int, int]:
 
 @functools.cache
 def fsdp2_units(policy: str) -> tuple[int, int]:
-    """The parameters of a decoder layer, and of all that is in none (embeddings, head, the merger)."""
+    """Count the parameters of a decoder layer, and of all modules outside of layers (embeddings, head, merger)."""
     named = list(policy_on_meta(QWEN2_VL[policy]).named_parameters())
     layer = sum(p.numel() for name, p in named if ".layers.0." in name)
     return layer, sum(p.numel() for name, p in named if ".layers." not in name and ".blocks." not in name)
 
 
 def peak(policy: str, method: str, stage: str, gpus: int, batch: int, generator: str) -> dict[str, float]:
-    """The peak on each GPU in bytes, in parts.
+    """Return the peak on each GPU, in bytes, and its parts.
 
     Args:
         policy: a key of `QWEN2_VL`.
         method, stage, gpus: of `METHODS`.
         batch: `per_device_train_batch_size`.
-        generator: `none` (a service draws), `SD3 without T5` or `SD3`; with its scorer, on the same GPU.
+        generator: `none` (a service renders), `SD3 without T5` or `SD3`; with its scorer, on the same GPU.
     """
     size, lora = QWEN2_VL[policy], method != "full"
     count, in_4_bits, of_lora = sizes(policy)
@@ -297,9 +297,9 @@ def peak(policy: str, method: str, stage: str, gpus: int, batch: int, generator:
     if fsdp2 and not lora:
         training += 2 * trained  # accelerate's `no_sync`: until the last micro-batch, gradients are whole on each GPU
         referring = 2 * whole  # TRL's `prepare_fsdp`: one unit, gathered at once and copied from its buffer
-    resident = drawing = 0
+    resident = rendering = 0
     if generator != "none":
-        resident, drawing = generator_bytes(with_t5=generator == "SD3")
+        resident, rendering = generator_bytes(with_t5=generator == "SD3")
         resident += SCORER
     parts = {
         "weights": weights + reference,
@@ -308,19 +308,24 @@ def peak(policy: str, method: str, stage: str, gpus: int, batch: int, generator:
         "generator_and_scorer": resident,
         "fixed": FIXED,
     }
-    # Drawing goes on beside the reference model and training, but only after the rewrites are written.
-    total = sum(parts.values()) + max(generating, referring + drawing, training + drawing)
-    steps = {"generating": generating, "referring": referring, "training": training, "drawing": drawing}
+    # Rendering goes on beside the reference model and training, but only after the rewrites are written.
+    total = sum(parts.values()) + max(generating, referring + rendering, training + rendering)
+    steps = {"generating": generating, "referring": referring, "training": training, "rendering": rendering}
     return parts | steps | {"peak": total}
 
 
 def fits(peak_bytes: float) -> str:
-    """The smallest GPU that it fits on, in GB."""
+    """Return the smallest GPU, in GB, that holds so many bytes; "none" if no GPU does."""
     return next((str(gpu) for gpu in GPUS if peak_bytes <= USABLE * gpu * GIB), "none")
 
 
+def resident_bytes() -> int:
+    """Return the resident memory of this process (Linux)."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
 def check(lora: bool, batch: int) -> dict[str, float]:
-    """A training step of a small policy on the CPU: bytes counted with fake tensors, and how much the process grew."""
+    """Run a training step of a small policy on the CPU: count its bytes with fake tensors, and measure the process."""
     length = PROMPT + COMPLETION
     model = policy_on_meta(SMALL, lora, vision_depth=1)
     with counting(as_on_a_gpu=False) as fake:
@@ -331,16 +336,15 @@ def check(lora: bool, batch: int) -> dict[str, float]:
 
     model = policy_on_meta(SMALL, lora, vision_depth=1)
     materialize(model)
-    process = psutil.Process()
     training_step(model, 1, 16, keep_gradients=True)  # loads what is loaded once
     model.zero_grad()
-    before = highest = process.memory_info().rss
+    before = highest = resident_bytes()
     done = threading.Event()
 
     def watch() -> None:
         nonlocal highest
         while not done.wait(0.002):
-            highest = max(highest, process.memory_info().rss)
+            highest = max(highest, resident_bytes())
 
     watcher = threading.Thread(target=watch)
     watcher.start()
@@ -364,7 +368,7 @@ def main() -> None:
             figures = f"{row['counted'] / GIB:.2f} | {row['measured'] / GIB:.2f}"
             print(f"| {'LoRA' if row['lora'] else 'full'} | {row['batch']} | {figures} |")
     else:
-        print("| policy | method | ZeRO/FSDP | GPUs | draws here | batch 1 | batch 8 | batch 32 | fits on (batch 8) |")
+        print("| policy | method | ZeRO/FSDP | GPUs | renders here | batch 1 | batch 8 | batch 32 | fits on (batch 8) |")
         print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
         results = []
         for policy in QWEN2_VL:
@@ -374,7 +378,13 @@ def main() -> None:
                     figures = " | ".join(f"{rows[batch]['peak'] / GIB:.1f}" for batch in BATCHES)
                     smallest = fits(rows[8]["peak"])
                     print(f"| {policy} | {method} | {stage} | {gpus} | {generator} | {figures} | {smallest} |")
-                    setting = {"policy": policy, "method": method, "stage": stage, "gpus": gpus, "draws": generator}
+                    setting = {
+                        "policy": policy,
+                        "method": method,
+                        "stage": stage,
+                        "gpus": gpus,
+                        "generator": generator,
+                    }
                     results += [setting | {"batch": batch} | row for batch, row in rows.items()]
     if options.output:
         options.output.write_text(json.dumps(results, indent=1) + "\n")

@@ -1,10 +1,11 @@
-"""What does Brushup's trainer cost over TRL's? Seconds a step, as a ratio within one run.
+"""How much longer does a step of Brushup's trainer take than TRL's? Seconds a step, as a ratio within one run.
 
     python benchmarks/overhead.py --output overhead.json
 
 `GRPOTrainer` and `PromptEnhancerTrainer` train the same policy on the same prompts from the same seed, with a reward
-that costs nothing (of the length of the rewrite; ours gets it from a worker that answers at once). They take turns,
-step by step, and write the same answers, so they do the same work. The limit is TRL's own step: a ratio of 1.
+that costs nothing (the length of the rewrite; Brushup's worker answers at once). Each runs in a thread, and they take
+turns, step by step: only one works at a time. They write the same completions, so they do the same work. The limit is
+TRL's step: a ratio of 1.
 
 Two policies: the tiny world's, and one of about 100 million parameters with random weights.
 """
@@ -14,13 +15,13 @@ import json
 import os
 import tempfile
 import time
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from statistics import mean, median
+from threading import Semaphore
 
 import numpy as np
 import torch
-from greenlet import getcurrent, greenlet
 from peft import LoraConfig
 from transformers import AutoConfig, AutoProcessor, Qwen2VLForConditionalGeneration, TrainerCallback
 from transformers.trainer_callback import PrinterCallback
@@ -28,10 +29,11 @@ from trl import GRPOTrainer
 
 from brushup.config import PromptEnhancerConfig
 from brushup.console import quiet_libraries
-from brushup.data import load_prompts
-from brushup.prompts import parse_answer
-from brushup.trainer import PromptEnhancerTrainer
-from brushup.worker import RenderResult
+from brushup.prompts.dataset import load_prompts
+from brushup.prompts.template import parse_answer
+from brushup.render.job import RenderResult
+from brushup.rewards.registry import parse_rewards
+from brushup.training.trainer import PromptEnhancerTrainer
 
 
 POLICY = "data/tiny_world/policy"
@@ -40,17 +42,18 @@ LARGER = {"hidden_size": 768, "intermediate_size": 2304, "num_hidden_layers": 14
 
 
 def free(images, user_prompts, prompts) -> list[float]:
-    """A reward that costs nothing. Ours is asked for by this name, and `FreeWorker` gives it."""
+    """Score by length: a reward that costs nothing. Brushup knows it by its name, and `FreeWorker` computes it."""
     return [len(prompt) % 11 / 11 for prompt in prompts]
 
 
 def free_of_trl(completions, **columns) -> list[float]:
+    """Score as `free` does, with the signature of TRL's rewards."""
     rewrites = [parse_answer(completion[0]["content"]) or "" for completion in completions]
     return free(None, None, rewrites)
 
 
 class FreeWorker:
-    """Answers each job at once."""
+    """A worker that answers each job at once."""
 
     token_limits = {"clip": 32}
 
@@ -61,11 +64,18 @@ class FreeWorker:
         return future
 
 
-class InTurns(TrainerCallback):
-    """Hands over to the other trainer after each step, and takes the seconds of its own."""
+class TakeTurns(TrainerCallback):
+    """Measures each step of a trainer that runs in a thread, and waits after it for the next turn.
+
+    Attributes:
+        seconds: of each step.
+        may_go: released by the main thread: the trainer's turn has begun.
+        turn_over: released when the trainer's turn, or its training, has ended.
+    """
 
     def __init__(self):
         self.seconds: list[float] = []
+        self.may_go, self.turn_over = Semaphore(0), Semaphore(0)
 
     def on_train_begin(self, args, state, control, **kwargs):
         torch.manual_seed(0)
@@ -75,12 +85,32 @@ class InTurns(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs):
         self.seconds.append(time.perf_counter() - self.began)
-        random_state = torch.get_rng_state()
-        getcurrent().parent.switch()
+        random_state = torch.get_rng_state()  # the other trainer draws from the same generator
+        self.turn_over.release()
+        self.may_go.acquire()
         torch.set_rng_state(random_state)
+
+    def start(self, trainer: GRPOTrainer) -> None:
+        """Start a thread that trains when its turn comes."""
+        trainer.add_callback(self)
+
+        def train() -> None:
+            self.may_go.acquire()
+            trainer.train()
+
+        self.training = ThreadPoolExecutor(1).submit(train)
+        self.training.add_done_callback(lambda _: self.turn_over.release())
+
+    def take(self) -> None:
+        """Let the trainer do a step, or what is left after the last one; raise what it raised."""
+        self.may_go.release()
+        self.turn_over.acquire()
+        if self.training.done():
+            self.training.result()
 
 
 def load_policy(larger: bool) -> Qwen2VLForConditionalGeneration:
+    """Return the tiny policy, or a larger one with random weights, in float32."""
     if not larger:
         return Qwen2VLForConditionalGeneration.from_pretrained(POLICY, dtype=torch.float32)
     config = AutoConfig.from_pretrained(POLICY)
@@ -92,69 +122,66 @@ def load_policy(larger: bool) -> Qwen2VLForConditionalGeneration:
     return Qwen2VLForConditionalGeneration(config).float()
 
 
-def trainers(larger: bool, steps: int, folder: str) -> dict[str, GRPOTrainer]:
-    """Both, alike but for their class."""
-
-    def make(name: str) -> GRPOTrainer:
-        args = PromptEnhancerConfig(
-            output_dir=f"{folder}/{name}",
-            reward_funcs=[f"{__file__}:free"],
-            per_device_train_batch_size=32,
-            num_generations=8,
-            max_completion_length=32,
-            max_steps=steps,
-            learning_rate=1e-3,
-            logging_steps=1,
-            save_strategy="no",
-            report_to="none",
-            gradient_checkpointing=False,
-            bf16=False,
-            disable_tqdm=True,
-            use_cpu=not torch.cuda.is_available(),
-            seed=0,
-        )
-        targets = ["q_proj", "k_proj", "v_proj", "o_proj"]
-        settings = {
-            "args": args,
-            "train_dataset": load_prompts("data/tiny_world/train.jsonl"),
-            "processing_class": AutoProcessor.from_pretrained(POLICY),
-            "peft_config": LoraConfig(r=16, target_modules=targets, task_type="CAUSAL_LM"),
-        }
-        torch.manual_seed(0)  # LoRA's weights are random
-        if name == "brushup":
-            trainer = PromptEnhancerTrainer(load_policy(larger), FreeWorker(), **settings)
-        else:
-            trainer = GRPOTrainer(load_policy(larger), free_of_trl, **settings)
-        trainer.remove_callback(PrinterCallback)
-        return trainer
-
-    return {name: make(name) for name in ("trl", "brushup")}
+def make_trainer(name: str, larger: bool, steps: int, folder: str) -> GRPOTrainer:
+    """Return TRL's trainer ("trl") or Brushup's ("brushup"), alike but for their class."""
+    args = PromptEnhancerConfig(
+        output_dir=f"{folder}/{name}",
+        reward_funcs=[f"{__file__}:free"],
+        per_device_train_batch_size=32,
+        num_generations=8,
+        max_completion_length=32,
+        max_steps=steps,
+        learning_rate=1e-3,
+        logging_steps=1,
+        save_strategy="no",
+        report_to="none",
+        gradient_checkpointing=False,
+        bf16=False,
+        disable_tqdm=True,
+        use_cpu=not torch.cuda.is_available(),
+        seed=0,
+    )
+    settings = {
+        "args": args,
+        "train_dataset": load_prompts("data/tiny_world/train.jsonl"),
+        "processing_class": AutoProcessor.from_pretrained(POLICY),
+        "peft_config": LoraConfig(
+            r=16, target_modules=["q_proj", "k_proj", "v_proj", "o_proj"], task_type="CAUSAL_LM"
+        ),
+    }
+    torch.manual_seed(0)  # LoRA's weights are random
+    if name == "brushup":
+        trainer = PromptEnhancerTrainer(load_policy(larger), FreeWorker(), parse_rewards(args), **settings)
+    else:
+        trainer = GRPOTrainer(load_policy(larger), free_of_trl, **settings)
+    trainer.remove_callback(PrinterCallback)
+    return trainer
 
 
 def compare(larger: bool, steps: int) -> dict:
+    """Train both, in turns, and return their seconds a step and the ratio."""
     with tempfile.TemporaryDirectory() as folder:
-        both = trainers(larger, steps, folder)
-        clocks, turns = {}, {}
-        for name, trainer in both.items():
-            clocks[name] = InTurns()
-            trainer.add_callback(clocks[name])
-            turns[name] = greenlet(trainer.train)
+        trainers = {name: make_trainer(name, larger, steps, folder) for name in ("trl", "brushup")}
+        turns = {name: TakeTurns() for name in trainers}
+        for name, turn in turns.items():
+            turn.start(trainers[name])
         for step in range(steps):
             for name in sorted(turns, reverse=bool(step % 2)):
-                turns[name].switch()
+                turns[name].take()
         for turn in turns.values():
-            turn.switch()  # to the end of training
-    parameters = sum(parameter.numel() for parameter in both["trl"].model.parameters())
-    seconds = {name: clock.seconds[WARM_UP:] for name, clock in clocks.items()}
+            turn.take()  # to the end of training
+            turn.training.result()
+    parameters = sum(parameter.numel() for parameter in trainers["trl"].model.parameters())
+    seconds = {name: turn.seconds[WARM_UP:] for name, turn in turns.items()}
     ratios = np.array(seconds["brushup"]) / np.array(seconds["trl"])
     lengths = {
         name: [entry["completions/mean_length"] for entry in trainer.state.log_history if "reward" in entry]
-        for name, trainer in both.items()
+        for name, trainer in trainers.items()
     }
     return {
         "parameters": parameters,
         "steps": len(ratios),
-        "seconds": {name: median(some) for name, some in seconds.items()},
+        "seconds": {name: median(values) for name, values in seconds.items()},
         "trainer_over_trl": median(ratios.tolist()),
         "mean_over_mean": mean(seconds["brushup"]) / mean(seconds["trl"]),
         "same_answers": lengths["trl"] == lengths["brushup"],

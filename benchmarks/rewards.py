@@ -1,13 +1,14 @@
-"""What do the image rewards cost, alone and together? Pictures a second and memory, as ratios within one run.
+"""What do the image rewards cost, alone and together? Images a second and memory, as ratios within one run.
 
     python benchmarks/rewards.py --output rewards.json
 
-Each line is measured in a process of its own (Linux), so that its memory is its own: the rewards, loaded with random
-weights of the real size (benchmarks/random_rewards.py), score the same pictures in a worker that draws nothing; 8
-pictures in turn have one prompt. Memory is the most that loading and scoring took beyond what the process had before:
-on a CPU of its resident memory, on a GPU of what PyTorch allocated there. Time on a CPU is the processor's, of all its
-cores, since waiting for other work on the machine says nothing. Then all rewards are in one worker. There they score
-one after the other: the time of all is the sum, less what they share, and never below that of the slowest.
+Each reward is loaded with its default weights, from the Hub's cache or the Hub, in a new process (Linux), so that its
+memory can be told apart. It scores the same images in a worker that renders nothing; each prompt has 8 images.
+
+Memory is what loading and scoring add to the process at their peak: resident memory on a CPU, PyTorch's allocations on
+a GPU. Time is processor time on a CPU, of all cores, because other work on the machine does not count in it. At last
+one worker has all rewards, and scores with one after the other. Its time is the sum of their times, less the work that
+they share, and at least that of the slowest.
 """
 
 import argparse
@@ -23,52 +24,53 @@ GROUP = 8
 
 
 def memory(field: str) -> float:
-    """GB of this process: "VmRSS" is what it has, "VmHWM" the most it had."""
+    """Return the GB of resident memory of this process: now ("VmRSS"), or at its peak ("VmHWM")."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 1e6
 
 
-def measure(names: list[str], kwargs: dict[str, dict], pictures: int, size: int, rounds: int) -> dict[str, float]:
-    """Seconds that scoring `pictures` of `size` x `size` with all of `names` takes in one worker, and GB of memory."""
+def measure(names: list[str], kwargs: dict[str, dict], count: int, size: int, rounds: int) -> dict[str, float]:
+    """Measure one worker that scores `count` images of `size` x `size` with all rewards: its seconds, and its GB."""
     import random
 
     import torch
     from PIL import ImageDraw
-    from random_rewards import load_random
 
-    from brushup import tiny_world as world
+    sys.path.append(str(Path(__file__).parent.parent / "data" / "tiny_world"))
+    import world
+    from brushup.common import default_device
     from brushup.console import quiet_libraries
-    from brushup.render import Picture, default_device
-    from brushup.rewards import load_reward
-    from brushup.worker import LocalWorker, RenderJob
+    from brushup.render.job import RenderJob
+    from brushup.render.renderer import Picture
+    from brushup.render.worker import LocalWorker
+    from brushup.rewards.registry import RewardSpec
 
-    class Drawn:
-        """A stand-in for `Renderer` whose pictures are there already."""
+    class Rendered:
+        """A stand-in for `Renderer` that has the images already."""
+
+        images_rendered, token_limits = 0, {}
 
         def draw(self, jobs: list[tuple[str, int]]) -> list[Picture]:
-            return [Picture(pixels.clone()) for pixels in drawn[: len(jobs)]]
+            return [Picture(pixels.clone()) for pixels in rendered[: len(jobs)]]
 
         def count_tokens(self, prompts: list[str]) -> list[dict]:
             return [{}] * len(prompts)
 
     quiet_libraries()
     device = default_device()
-    rng, drawn, jobs = random.Random(0), [], []
-    for number in range(pictures):
+    rng, rendered, jobs = random.Random(0), [], []
+    for number in range(count):
         scene = rng.choice(world.all_scenes())
         image = world.draw_scene(scene, rng).resize((size, size))
         ImageDraw.Draw(image).text((size // 8, size // 8), "OPEN", fill="black", font_size=size // 8)
-        drawn.append(Picture.of(image).pixels.to(device))
-        user_prompt = f'a picture with the text "OPEN", number {number // GROUP}'
-        rewrite = f"rewrite {min(number // 2, pictures // 2 - 1)}"  # two pictures each, which some rewards compare
+        rendered.append(Picture.of(image).pixels.to(device))
+        user_prompt = f'an image with the text "OPEN", number {number // GROUP}'
+        rewrite = f"rewrite {min(number // 2, count // 2 - 1)}"  # two images each, which set rewards compare
         jobs.append(RenderJob(rewrite, user_prompt, number))
     before = memory("VmRSS")
     worker = LocalWorker(
-        Drawn(),
-        {
-            name: load_reward(name, device=device, **kwargs[name]) if name in kwargs else load_random(name, device)
-            for name in names
-        },
+        Rendered(),
+        {name: RewardSpec(name, kwargs=kwargs.get(name, {})).load(device) for name in names},
     )
     clock = time.perf_counter if device == "cuda" else time.process_time
     seconds = []
@@ -84,7 +86,8 @@ def measure(names: list[str], kwargs: dict[str, dict], pictures: int, size: int,
 
 
 def in_a_process(names: list[str], arguments: argparse.Namespace) -> dict[str, float]:
-    settings = (names, arguments.reward_kwargs, arguments.pictures, arguments.size, arguments.rounds)
+    """Call `measure` in a new process; end this one if that fails."""
+    settings = (names, arguments.reward_kwargs, arguments.images, arguments.size, arguments.rounds)
     command = [sys.executable, __file__, "--measure", json.dumps(settings)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
@@ -92,32 +95,32 @@ def in_a_process(names: list[str], arguments: argparse.Namespace) -> dict[str, f
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def show(name: str, measured: dict[str, float], pictures: int) -> None:
-    print(f"{name:>14}: {pictures / measured['seconds']:8.2f} pictures/s  {measured['gigabytes']:6.2f} GB", flush=True)
+def show(name: str, measured: dict[str, float], count: int) -> None:
+    print(f"{name:>14}: {count / measured['seconds']:8.2f} images/s  {measured['gigabytes']:6.2f} GB", flush=True)
 
 
 def main() -> None:
     import torch
 
-    from brushup.rewards import REWARDS, is_image_reward
+    from brushup.rewards.registry import REWARDS, RewardSpec
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     gpu = torch.cuda.is_available()
-    everything = [name for name in REWARDS if is_image_reward(name)]
+    everything = [name for name in REWARDS if RewardSpec(name).looks_at_images]
     parser.add_argument("--rewards", nargs="+", default=everything if gpu else ON_A_CPU, choices=everything)
     parser.add_argument(
         "--reward_kwargs",
         type=json.loads,
         default={},
-        help="as in a YAML file, here as JSON; a reward named there is loaded with these and its own weights",
+        help="as in a YAML file, here as JSON",
     )
-    parser.add_argument("--pictures", type=int, default=256 if gpu else GROUP)
-    parser.add_argument("--size", type=int, default=512, help="width and height of the pictures")
+    parser.add_argument("--images", type=int, default=256 if gpu else GROUP)
+    parser.add_argument("--size", type=int, default=512, help="width and height of the images")
     parser.add_argument(
         "--rounds",
         type=int,
         default=3,
-        help="how often all are scored; the fastest counts, as other work slows them down",
+        help="how often all are scored; the fastest round counts, since other work slows a round down",
     )
     parser.add_argument("--output", help="a JSON file")
     arguments = parser.parse_args()
@@ -125,16 +128,16 @@ def main() -> None:
     alone = {}
     for name in arguments.rewards:
         alone[name] = in_a_process([name], arguments)
-        show(name, alone[name], arguments.pictures)
+        show(name, alone[name], arguments.images)
     results = {
         "device": torch.cuda.get_device_name() if gpu else f"cpu, {torch.get_num_threads()} threads",
-        "settings": {"pictures": arguments.pictures, "size": arguments.size, "rounds": arguments.rounds},
+        "settings": {"images": arguments.images, "size": arguments.size, "rounds": arguments.rounds},
         "alone": alone,
     }
     if len(alone) > 1:
         together = in_a_process(arguments.rewards, arguments)
-        show("all together", together, arguments.pictures)
-        ratios = {key: together[key] / sum(one[key] for one in alone.values()) for key in together}
+        show("all together", together, arguments.images)
+        ratios = {key: together[key] / sum(cost[key] for cost in alone.values()) for key in together}
         slowest = max(alone, key=lambda name: alone[name]["seconds"])
         share = alone[slowest]["seconds"] / together["seconds"]
         print(f"together over the sum of each alone: time {ratios['seconds']:.2f}, memory {ratios['gigabytes']:.2f}")

@@ -22,11 +22,12 @@ import torch
 import yaml
 from ray import serve
 
-from brushup.client import HttpWorker
 from brushup.config import RenderConfig, RewardConfig
 from brushup.console import quiet_libraries
-from brushup.service import make_application
-from brushup.worker import RenderJob, RenderResult, load_worker
+from brushup.render.job import RenderJob, RenderResult
+from brushup.render.service.client import HttpWorker
+from brushup.render.service.server import make_application
+from brushup.render.worker import load_worker
 
 
 PORT = 8199

@@ -1,15 +1,17 @@
-"""The settings that Brushup adds to TRL's: each is a YAML key and a flag. See recipes/*.yaml for whole examples."""
+"""The settings that Brushup adds to TRL's: each is a YAML key and a flag. Whole examples: recipes/*.yaml."""
 
 import json
 import re
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field
 from typing import Any
 
 from trl import GRPOConfig
 
+from brushup.common import default_device
+
 
 def masked(settings: Any) -> Any:
-    """The same, without the values of keys that name a secret, at any depth."""
+    """Return a copy of the settings in which the values of keys that name a secret are masked, at any depth."""
     if isinstance(settings, dict):
         secret = re.compile(r"(token|secret|password|api_?key)$", re.IGNORECASE)
         return {
@@ -19,325 +21,280 @@ def masked(settings: Any) -> Any:
     return [masked(value) for value in settings] if isinstance(settings, list) else settings
 
 
-@dataclass
-class DataConfig:
-    """The prompts."""
+def setting(text: str, default: Any = MISSING, choices: list | None = None, kw_only: bool = False) -> Any:
+    """Return a dataclass field with this help text; it is a YAML key and a flag, required if it has no default."""
+    metadata = {"help": text} | ({"choices": choices} if choices else {})
+    if isinstance(default, list):
+        return field(default_factory=default.copy, metadata=metadata, kw_only=kw_only)
+    return field(default=default, metadata=metadata, kw_only=kw_only)
 
-    train_prompts: str = field(
-        metadata={
-            "help": "Prompts to train on: a .jsonl, .csv or .parquet file, or a Hub data set (its split `train`)."
-        }
+
+REWARD_SETTINGS = ("reward_kwargs", "reward_transforms", "reward_gates", "gain_gates")
+
+
+def _parse_json(config: Any, *names: str) -> None:
+    """Turn the settings of these names into dicts: flags arrive as JSON, and None means empty."""
+    for name in names:
+        value = getattr(config, name)
+        try:
+            setattr(config, name, json.loads(value) if isinstance(value, str) else dict(value or {}))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{name}: {value!r} is no mapping (as a flag: JSON, {{...}})") from error
+
+
+@dataclass
+class PromptConfig:
+    """The held-out prompts, and how prompt files are read."""
+
+    validation_prompts: str = setting(
+        "Held-out prompts: a .jsonl, .csv or .parquet file, or a Hub data set (its split `validation`)."
     )
-    validation_prompts: str = field(metadata={"help": "Held-out prompts, likewise (its split `validation`)."})
-    prompt_column: str = field(default="user_prompt", metadata={"help": "The column with the user's prompt."})
-    skip_bad_rows: bool = field(
-        default=False, metadata={"help": "Leave bad rows out, and say how many, instead of stopping at the first."}
+    prompt_column: str = setting("The column with the user's prompt.", default="user_prompt")
+    skip_bad_rows: bool = setting(
+        "Leave bad rows out, and say how many, instead of stopping at the first.", default=False
     )
-    max_train_samples: int | None = field(default=None, metadata={"help": "Train on the first so many prompts."})
-    balance_by: str | None = field(
+
+
+@dataclass
+class DataConfig(PromptConfig):
+    """All prompts of a training run."""
+
+    train_prompts: str = setting(
+        "Prompts to train on: a file like `validation_prompts`, or a Hub data set (its split `train`).", kw_only=True
+    )
+    max_train_samples: int | None = setting("Train on the first so many prompts.", default=None)
+    balance_by: str | None = setting(
+        "`category` or `difficulty`: its values take turns, so that each batch has all of them alike.",
         default=None,
-        metadata={
-            "help": "`category` or `difficulty`: its values take turns, so that each batch has all of them alike.",
-            "choices": ["category", "difficulty"],
-        },
+        choices=["category", "difficulty"],
     )
-    curriculum: bool = field(default=False, metadata={"help": "Easy prompts first, by the column `difficulty`."})
+    curriculum: bool = setting("Easy prompts first, by the column `difficulty`.", default=False)
 
 
 @dataclass
 class RenderConfig:
-    """The generator that draws every rewrite."""
+    """The generator that renders every rewrite."""
 
-    generator: str = field(metadata={"help": "A diffusers text-to-image pipeline: Hub id or folder."})
-    generator_init_kwargs: dict[str, Any] | str | None = field(
+    generator: str = setting("A diffusers text-to-image pipeline: Hub id or folder.")
+    generator_init_kwargs: dict[str, Any] | str | None = setting(
+        "Arguments of the pipeline's `from_pretrained`, e.g. {text_encoder_3: null, tokenizer_3: null} for "
+        "Stable Diffusion 3 without T5.",
         default=None,
-        metadata={
-            "help": "Arguments of the pipeline's `from_pretrained`, e.g. {text_encoder_3: null, tokenizer_3: null} "
-            "for Stable Diffusion 3 without T5."
-        },
     )
-    render_kwargs: dict[str, Any] | str | None = field(
+    render_kwargs: dict[str, Any] | str | None = setting(
+        "Arguments of the pipeline's call: num_inference_steps, guidance_scale, height, ...", default=None
+    )
+    render_batch_size: int | None = setting(
+        "Images rendered at once; default 32 on a GPU, 8 on a CPU. Out of memory halves it.", default=None
+    )
+    render_device: str | None = setting(
+        "Where to render and to score: default cuda, else mps, else cpu.", default=None
+    )
+    render_dtype: str = setting("The generator's torch dtype, e.g. bfloat16.", default="float32")
+    scheduler: str | None = setting(
+        "A diffusers scheduler by class name, e.g. DPMSolverMultistepScheduler; it gets the settings of the "
+        "generator's own, which is the default. Not one that adds noise at each step to Stable Diffusion 3 or "
+        "FLUX: they do not seed that noise.",
         default=None,
-        metadata={"help": "Arguments of the pipeline's call: num_inference_steps, guidance_scale, height, ..."},
     )
-    render_batch_size: int | str | None = field(  # None is an error; without it, a flag could only be a number
-        default=8,
-        metadata={
-            "help": "Pictures drawn at once; `auto`: it starts with few, and doubles while that draws faster and fits."
-        },
+    scheduler_kwargs: dict[str, Any] | str | None = setting(
+        "Settings of the scheduler that replace the generator's, e.g. {shift: 5.0}.", default=None
     )
-    render_device: str | None = field(
-        default=None, metadata={"help": "Where to draw and to score: default cuda, else mps, else cpu."}
+    generator_lora: str | None = setting(
+        "LoRA weights to fuse into the generator: Hub id, folder or .safetensors file.", default=None
     )
-    render_dtype: str = field(default="float32", metadata={"help": "The generator's torch dtype, e.g. bfloat16."})
-    scheduler: str | None = field(
-        default=None,
-        metadata={
-            "help": "A diffusers scheduler by class name, e.g. DPMSolverMultistepScheduler; it gets the settings of "
-            "the generator's own, which is the default. Not one that adds noise at each step to Stable Diffusion 3 or "
-            "FLUX: they do not seed that noise."
-        },
+    generator_memory: list[str] = setting(
+        "Savers of GPU memory, at the cost of time: attention_slicing, vae_slicing, vae_tiling, and "
+        "model_cpu_offload or sequential_cpu_offload.",
+        default=[],
     )
-    scheduler_kwargs: dict[str, Any] | str | None = field(
-        default=None, metadata={"help": "Settings of the scheduler that replace the generator's, e.g. {shift: 5.0}."}
-    )
-    generator_lora: str | None = field(
-        default=None,
-        metadata={"help": "LoRA weights to fuse into the generator: Hub id, folder or .safetensors file."},
-    )
-    generator_lora_scale: float = field(default=1.0, metadata={"help": "How strongly `generator_lora` is fused."})
-    generator_memory: list[str] = field(
-        default_factory=list,
-        metadata={
-            "help": "What saves GPU memory at the cost of time: attention_slicing, vae_slicing, vae_tiling, and "
-            "model_cpu_offload or sequential_cpu_offload."
-        },
-    )
-    compile_generator: bool = field(
+    compile_generator: bool = setting(
+        "torch.compile for the denoiser and the decoder. It takes minutes at the start, and then every batch "
+        "has render_batch_size images: a smaller one is filled up.",
         default=False,
-        metadata={
-            "help": "torch.compile for the denoiser and the decoder. It takes minutes at the start, and then every "
-            "batch has render_batch_size pictures: of a smaller one the last is drawn again and dropped."
-        },
     )
-    fuse_qkv: bool = field(
-        default=False,
-        metadata={"help": "One matrix product for queries, keys and values of the denoiser, at the cost of memory."},
+    gpu_memory_fraction: float = setting(
+        "Share of the render GPU's memory that this process may take, above 0 to 1.", default=0.85
     )
-    gpu_memory_fraction: float = field(
-        default=0.85, metadata={"help": "Share of the render GPU's memory that this process may take, above 0 to 1."}
-    )
-
-    originals_cache: str | None = field(
-        default=None,
-        metadata={
-            "help": "Folder that keeps the pictures of the users' own prompts, so that each is drawn only once; "
-            "recipes/evaluate.py has one by default (~/.cache/brushup/originals), training none."
-        },
-    )
-
-    worker: str = field(
+    worker: str = setting(
+        "Who renders and scores: `local` (the training process), `http://host:port` (recipes/serve.py), `auto` (a "
+        "service on the GPUs of this machine that training leaves free; with none free, `local`), or `spawn` (a "
+        "service on the CPU).",
         default="local",
-        metadata={
-            "help": "Who draws and scores: `local` (the training process), `http://host:port` (recipes/serve.py), "
-            "`auto` (a service on the GPUs of this machine that training leaves free; with none free, `local`), or "
-            "`spawn` (a service on the CPU)."
-        },
     )
-    render_timeout: float = field(
-        default=120.0, metadata={"help": "Seconds for one batch of pictures in the service; then its jobs failed."}
-    )
-    worker_timeout: float = field(
+    worker_timeout: float = setting(
+        "Seconds for all images of a training batch, the time that a service needs to come back included; less "
+        "than ddp_timeout. A single batch of a service may take a sixth of it.",
         default=900.0,
-        metadata={
-            "help": "Seconds for all pictures of a training batch, the time that a service needs to come back "
-            "included; more than render_timeout, less than ddp_timeout."
-        },
     )
 
     def __post_init__(self):
-        for name in ("generator_init_kwargs", "render_kwargs", "scheduler_kwargs"):  # flags arrive as JSON
-            value = vars(self)[name]
-            setattr(self, name, json.loads(value) if isinstance(value, str) else value or {})
+        _parse_json(self, "generator_init_kwargs", "render_kwargs", "scheduler_kwargs")
         size = self.render_batch_size
-        if str(size).isdecimal() and int(size) > 0:
-            self.render_batch_size = int(size)
-        elif size != "auto":
-            raise ValueError(f"render_batch_size: {size!r} is neither a whole number above 0 nor auto")
+        if size is not None and (type(size) is not int or size < 1):
+            raise ValueError(f"render_batch_size: {size!r} is not a whole number above 0")
 
-    def picture_settings(self) -> dict[str, Any]:
-        """All that decides, with the prompt and the seed, what a picture looks like."""
-        names = ("generator", "generator_init_kwargs", "render_kwargs", "render_dtype", "scheduler")
-        return {
-            name: getattr(self, name)
-            for name in (*names, "scheduler_kwargs", "generator_lora", "generator_lora_scale")
-        }
+    @property
+    def device(self) -> str:
+        """Where images are rendered and scored."""
+        return self.render_device or default_device()
+
+    @property
+    def batch_size(self) -> int:
+        """How many images are rendered at once."""
+        return self.render_batch_size or (32 if self.device.startswith("cuda") else 8)
+
+    @property
+    def render_timeout(self) -> float:
+        """Seconds that one batch of images may take in the service; then its jobs failed."""
+        return self.worker_timeout / 6
+
+    def image_settings(self) -> dict[str, Any]:
+        """Return all that decides, with the prompt and the seed, how an image looks."""
+        names = "generator generator_init_kwargs render_kwargs render_dtype scheduler scheduler_kwargs generator_lora"
+        return {name: getattr(self, name) for name in names.split()}
 
 
 @dataclass
 class RewardConfig:
     """The rewards, by name."""
 
-    reward_funcs: list[str] = field(
-        default_factory=lambda: ["clip"],
-        metadata={
-            "help": "Rewards by name (see rewards/__init__.py), or `package.module:attribute`, or "
-            "`path/to/file.py:attribute`. Their weights are `reward_weights`; weight 0 only monitors."
-        },
+    reward_funcs: list[str] = setting(
+        "Rewards by name (see docs/rewards.md), or `package.module:attribute`, or "
+        "`path/to/file.py:attribute`. Their weights are `reward_weights`; weight 0 only monitors.",
+        default=["clip"],
     )
-    reward_kwargs: dict[str, Any] | str | None = field(
-        default=None,
-        metadata={"help": "Keyword arguments of each reward: {clip: {model_name: ViT-L-14, pretrained: openai}}."},
+    reward_kwargs: dict[str, Any] | str | None = setting(
+        "Keyword arguments of each reward: {clip: {model_name: ViT-L-14, pretrained: openai}}.", default=None
     )
-    reward_transforms: dict[str, Any] | str | None = field(
+    reward_transforms: dict[str, Any] | str | None = setting(
+        "The steps from a reward to its weighted value, by name: {clip: {clamp: [0.1, 0.4]}}, {hpsv2: {scale: "
+        "[0.2, 0.3]}} (that range becomes 0 to 1), {aesthetic: zscore} (by the mean and deviation of the run so "
+        "far); several apply in their order.",
         default=None,
-        metadata={
-            "help": "What becomes of a reward before it is weighted, by name: {clip: {clamp: [0.1, 0.4]}}, "
-            "{hpsv2: {scale: [0.2, 0.3]}} (that range becomes 0 to 1), {aesthetic: zscore} (by the mean and deviation "
-            "of the run so far); several apply in their order."
-        },
     )
-    reward_gates: dict[str, Any] | str | None = field(
+    reward_gates: dict[str, Any] | str | None = setting(
+        "The value that a reward must reach, else the total is 0: {clip: 0.28, safety: 1}; weight 0 makes it "
+        "a gate and nothing else.",
         default=None,
-        metadata={
-            "help": "What a reward must reach, or the total is 0: {clip: 0.28, safety: 1}; weight 0 makes it a gate "
-            "and nothing else."
-        },
     )
-    gain_gates: dict[str, Any] | str | None = field(
+    gain_gates: dict[str, Any] | str | None = setting(
+        "The same for an image reward's gain over the image of the user's prompt at the same seed: {clip: "
+        "0.0} asks for no worse an image.",
         default=None,
-        metadata={
-            "help": "The same for an image reward's gain over the picture of the user's own prompt at the same seed: "
-            "{clip: 0.0} asks for no worse a picture."
-        },
     )
 
-    def by_reward(self, setting: str) -> dict[str, Any]:
-        """The setting `reward_kwargs`, `reward_transforms`, `reward_gates` or `gain_gates`: flags arrive as JSON."""
-        value = vars(self)[setting]
-        return dict(json.loads(value) if isinstance(value, str) else value or {})
-
-    def kwargs_of_reward(self, name: str) -> dict[str, Any]:
-        """The keyword arguments that `reward_kwargs` holds for the reward `name`."""
-        return dict(self.by_reward("reward_kwargs").get(name, {}))
+    def __post_init__(self):
+        _parse_json(self, *REWARD_SETTINGS)
 
 
 @dataclass
-class PromptEnhancerConfig(RewardConfig, GRPOConfig):
+class ScoringConfig(RewardConfig):
+    """How held-out prompts are judged, in training and in evaluation alike."""
+
+    validation_images_per_prompt: int = setting(
+        "Images rendered of each held-out prompt, from the same seeds each time.", default=1
+    )
+    success_threshold: float | None = setting(
+        "`success_rate` is the share of held-out prompts with a reward above this.", default=None
+    )
+    checker: str | None = setting(
+        "Ground truth for held-out prompts, never a reward: `package.module:function` or "
+        "`path/to/file.py:function`, called with (images, scenes), where `scene` is a column of the prompts; it "
+        "returns a bool for each image. The tiny world has one.",
+        default=None,
+    )
+
+
+@dataclass
+class PromptEnhancerConfig(ScoringConfig, GRPOConfig):
     """TRL's `GRPOConfig` and what `PromptEnhancerTrainer` needs besides."""
 
-    _VALID_DICT_FIELDS = GRPOConfig._VALID_DICT_FIELDS + [
-        "reward_kwargs",
-        "reward_transforms",
-        "reward_gates",
-        "gain_gates",
-    ]
-
-    images_per_prompt: int = field(
-        default=1, metadata={"help": "Pictures drawn of each rewrite (K); its image rewards are averaged over them."}
+    images_per_prompt: int = setting(
+        "Images rendered of each rewrite (K); its image rewards are averaged over them.", default=1
     )
-    generate_in_parts: int = field(
-        default=1,
-        metadata={
-            "help": "Parts, of whole groups and micro-batches, in which each rank writes its rewrites: drawing begins "
-            "after the first, and each is trained on once it is drawn, while the next are. Pays with a worker on "
-            "other devices that takes about as long as the policy, or longer; learning is the same."
-        },
-    )
-    lookahead: int = field(
+    max_staleness: int = setting(
+        "Optimizer steps by which rewrites may be older than the policy that trains on them. 1: the next step's "
+        "rewrites are written before this step is trained on, and rendered meanwhile; importance sampling "
+        "corrects for the update in between. Pays with a worker on other devices.",
         default=0,
-        metadata={
-            "help": "1: the next batch is written before this one is trained on, and drawn meanwhile; it is then one "
-            "update old, for which importance sampling corrects. Pays with a worker on other devices.",
-            "choices": [0, 1],
-        },
+        choices=[0, 1],
     )
-    log_gain: bool = field(
+    generate_in_parts: str | None = setting("Gone: see steps_per_generation.", default=None)
+    lookahead: str | None = setting("Gone: see max_staleness.", default=None)
+    log_gain: bool = setting(
+        "Render the users' prompts too, once for all rewrites of a group and from their seeds, and log what "
+        "the rewrites gain; a gain gate does so anyway.",
         default=False,
-        metadata={
-            "help": "Draw the users' own prompts too, once for all rewrites of a group and from their seeds, and log "
-            "what the rewrites gain; a gain gate does so anyway."
-        },
     )
-    reward_hacking_window: int = field(
+    reward_hacking_window: int = setting(
+        "Steps over which training looks for reward hacking: the reward rises, but a monitor (a reward of weight "
+        "0) or the checker falls, or rewrites grow long, repeat themselves or are cut; 0: it does not look.",
         default=20,
-        metadata={
-            "help": "Steps over which training looks for reward hacking: the reward rises, but a monitor (a reward of "
-            "weight 0) or the checker falls, or rewrites grow long, repeat themselves or are cut; 0: it does not look."
-        },
     )
-    stop_on_reward_hacking: bool = field(
-        default=False, metadata={"help": "Stop at the first sign of it, with a checkpoint, instead of warning only."}
+    stop_on_reward_hacking: bool = setting(
+        "Stop at the first sign of it, with a checkpoint, instead of warning only.", default=False
     )
-    log_images_steps: int = field(
+    log_images_steps: int = setting(
+        "Save sample images, the rewrites' beside the user prompt's, to output_dir/images every so many "
+        "steps, and show them in the trackers of `report_to`; 0: never.",
         default=0,
-        metadata={
-            "help": "Save sample pictures, the rewrites' beside the user's own prompt's, to output_dir/images every "
-            "so many steps, and show them in the trackers of `report_to`; 0: never."
-        },
     )
-    max_failed_batches: int = field(
-        default=3,
-        metadata={"help": "Stop, on all ranks, after so many batches in a row of which no row could be scored."},
+    max_failed_batches: int = setting(
+        "Stop, on all ranks, after so many batches in a row of which no row could be scored.", default=3
     )
-    dry_run: bool = field(
-        default=False,
-        metadata={"help": "Load everything, run two steps, say what the run will take, and end; nothing is saved."},
+    num_generations_eval: int | None = setting(
+        "TRL's; validation takes the likeliest answer, so there is one a prompt.", default=1
     )
-    num_generations_eval: int | None = field(
-        default=1, metadata={"help": "TRL's; validation takes the likeliest answer, so there is one a prompt."}
+    restore_callback_states_from_checkpoint: bool = setting(
+        "transformers'; a resumed run goes on with its reward statistics.", default=True
     )
-    validation_images_per_prompt: int = field(
-        default=1, metadata={"help": "Pictures drawn of each validation prompt, at the same seeds each time."}
-    )
-    success_threshold: float | None = field(
-        default=None,
-        metadata={"help": "Validation reports `success_rate`: the share of prompts with a reward over this."},
-    )
-    checker: str | None = field(
-        default=None,
-        metadata={
-            "help": "Ground truth for validation, never a reward: `package.module:function` or "
-            "`path/to/file.py:function`, called with (images, scene) where `scene` is a validation column; returns "
-            "a bool for each picture. The tiny world has one."
-        },
-    )
+
+    def __post_init__(self):
+        _parse_json(self, *REWARD_SETTINGS)
+        if self.generate_in_parts is not None:
+            raise ValueError(
+                f"generate_in_parts: {self.generate_in_parts} is now TRL's steps_per_generation: set "
+                "steps_per_generation to gradient_accumulation_steps divided by the number of parts, e.g. 1"
+            )
+        if self.lookahead is not None:
+            raise ValueError(f"lookahead: {self.lookahead} is now called max_staleness: {self.lookahead}")
+        if self.reward_hacking_window < 0 or self.reward_hacking_window == 1:
+            raise ValueError(f"reward_hacking_window: {self.reward_hacking_window} is neither 0 nor at least 2")
+        GRPOConfig.__post_init__(self)
 
     def to_dict(self) -> dict[str, Any]:
-        """As TRL's, for trackers; secrets are masked at any depth, e.g. in `reward_kwargs`."""
+        """Return the settings for trackers, as TRL does, with secrets masked at any depth."""
         return masked(super().to_dict())
 
 
 @dataclass
-class EvaluationConfig(RewardConfig):
-    """What recipes/evaluate.py reads from the YAML file of a run, and what it takes besides."""
+class EvaluationConfig(ScoringConfig):
+    """The settings of a run that recipes/evaluate.py reads, and its own."""
 
-    validation_prompts: str = field(
-        kw_only=True, metadata={"help": "Prompts to compare on: a file, or a Hub data set (its split `validation`)."}
+    output_dir: str = setting("Where results.json and report.html go: the run's own folder.", kw_only=True)
+    model_name_or_path: str = setting("The policy before training.", kw_only=True)
+    adapter: list[str] | None = setting(
+        "The trained policies: adapters or models, Hub ids or folders; default: `output_dir`.", default=None
     )
-    prompt_column: str = field(default="user_prompt", metadata={"help": "The column with the user's prompt."})
-    skip_bad_rows: bool = field(default=False, metadata={"help": "Leave bad rows out instead of stopping."})
-    output_dir: str = field(
-        kw_only=True, metadata={"help": "Where results.json, report.md and report.html go: the run's own."}
-    )
-    model_name_or_path: str = field(kw_only=True, metadata={"help": "The policy before training."})
-    adapter: list[str] | None = field(
-        default=None,
-        metadata={"help": "The trained policies: adapters or models, Hub ids or folders; default: `output_dir`."},
-    )
-    dtype: str | None = field(default=None, metadata={"help": "The policies' torch dtype; default: bfloat16 on CUDA."})
-    reward_weights: list[float] | None = field(default=None, metadata={"help": "Of `reward_funcs`; default 1 each."})
-    eval_reward_funcs: list[str] = field(
-        default_factory=list, metadata={"help": "Further rewards to look at, which the policy was not trained on."}
-    )
-    validation_images_per_prompt: int = field(
-        default=1, metadata={"help": "Pictures drawn of each prompt, at the same seeds for each way of prompting."}
-    )
-    seed: int = field(default=42, metadata={"help": "Decides the seeds of the pictures."})
-    max_completion_length: int = field(default=256, metadata={"help": "Tokens that an answer may have."})
-    per_device_eval_batch_size: int = field(default=8, metadata={"help": "Answers written at once."})
-    success_threshold: float | None = field(
-        default=None, metadata={"help": "`success_rate` is the share of prompts with a reward over this."}
-    )
-    checker: str | None = field(default=None, metadata={"help": "Ground truth, as in training; never a reward."})
-    ddp_timeout: int = field(default=1800, metadata={"help": "Seconds that ranks wait for each other."})
+    dtype: str | None = setting("The policies' torch dtype; default: bfloat16 on CUDA.", default=None)
+    reward_weights: list[float] | None = setting("Of `reward_funcs`; default 1 each.", default=None)
+    eval_reward_funcs: list[str] = setting("Further rewards, which the policy was not trained on.", default=[])
+    seed: int = setting("Decides the seeds of the images.", default=42)
+    max_completion_length: int = setting("Tokens that an answer may have.", default=256)
+    per_device_eval_batch_size: int = setting("Answers written at once.", default=8)
+    ddp_timeout: int = setting("Seconds that ranks wait for each other.", default=1800)
 
 
 @dataclass
 class ServeConfig:
     """The service: how many copies of the worker, and where."""
 
-    num_replicas: int = field(default=1, metadata={"help": "Copies of the generator and the image rewards."})
-    gpus_per_replica: float | None = field(
-        default=None,
-        metadata={"help": "GPUs of each, fractions allowed; default 1 where there are GPUs, else 0 (on the CPU)."},
+    num_replicas: int = setting("Copies of the generator and the image rewards.", default=1)
+    host: str = setting(
+        "Address to listen on. Any other than this machine's own needs BRUSHUP_TOKEN to be set.", default="127.0.0.1"
     )
-    host: str = field(
-        default="127.0.0.1",
-        metadata={"help": "Address to listen on. Any other than this machine's own needs BRUSHUP_TOKEN to be set."},
-    )
-    port: int = field(default=8100, metadata={"help": "Port to listen on; 0: any that is free."})
-    ray_address: str | None = field(
-        default=None,
-        metadata={"help": "A running Ray cluster to join (`auto`, or host:port); default: one on this machine alone."},
+    port: int = setting("Port to listen on; 0: any that is free.", default=8100)
+    ray_address: str | None = setting(
+        "A running Ray cluster to join (`auto`, or host:port); default: one on this machine alone.", default=None
     )

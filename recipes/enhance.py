@@ -3,15 +3,16 @@
     python recipes/enhance.py --model runs/tiny_cpu "crimson disk, huge" "a tiny azure ball"
     python recipes/enhance.py --model runs/tiny_cpu --file prompts.txt --format jsonl > rewrites.jsonl
     cat prompts.txt | python recipes/enhance.py --model runs/tiny_cpu
-    python recipes/enhance.py --model runs/tiny_cpu "a jet cone" --config recipes/tiny_cpu.yaml --render pictures
+    python recipes/enhance.py --model runs/tiny_cpu "a jet cone" --config recipes/tiny_cpu.yaml --render images
 
 Prompts are arguments, or the lines of a file or of standard input; a .jsonl, .csv or .parquet file is read as in
-training. As text, each rewrite is a line; as JSON Lines, an object with `user_prompt`, `prompt`, `fell_back` and, with
-`--render`, `seed` and the files of the two pictures. `--render DIR` draws the user's prompt and each rewrite from the
-same seed, with the generator of a run's YAML file. Notes go to standard error.
+training. As text, each rewrite is a line; as JSON Lines, an object with `user_prompt`, `prompt`, `malformed`, `answer`
+and, with `--render`, `seed` and `images`, the two files. `--render DIR` renders the user's prompt and each rewrite
+from the same seed, with the generator of a run's YAML file. Notes go to standard error.
 """
 
 import argparse
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -22,13 +23,13 @@ from trl import TrlParser
 
 from brushup.config import RenderConfig
 from brushup.console import quiet_libraries
-from brushup.data import load_prompts
-from brushup.enhancer import Enhancement, PromptEnhancer
-from brushup.render import Renderer, RenderFailure
+from brushup.policy.enhancer import Enhancement, PromptEnhancer
+from brushup.prompts.dataset import load_prompts
+from brushup.render.renderer import Renderer, RenderFailure
 
 
 def read_prompts(arguments: argparse.Namespace) -> list[str]:
-    """From the arguments, a file, or standard input; empty lines are skipped."""
+    """Return the prompts of the arguments, the file, or standard input; empty lines are skipped."""
     if arguments.prompts:
         return arguments.prompts
     if arguments.file and Path(arguments.file).suffix in (".jsonl", ".csv", ".parquet"):
@@ -37,26 +38,29 @@ def read_prompts(arguments: argparse.Namespace) -> list[str]:
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
-def draw(
+def render_pairs(
     enhancements: list[Enhancement], render: RenderConfig, folder: Path, seed: int
 ) -> list[dict[str, str | None]]:
-    """Draws the user's prompt and the rewrite of each; a picture that fails is None."""
-    renderer = Renderer.from_config(render)
-    jobs = [(text, seed) for one in enhancements for text in (one.user_prompt, one.prompt)]
-    pictures = renderer.render(jobs)
+    """Render the user's prompt and the rewrite of each enhancement, and save the images in the folder.
+
+    Returns:
+        For each enhancement its files, by `original` and `rewrite`; None for an image that failed.
+    """
+    prompts = [prompt for enhancement in enhancements for prompt in (enhancement.user_prompt, enhancement.prompt)]
+    images = iter(Renderer(render).render([(prompt, seed) for prompt in prompts]))
     folder.mkdir(parents=True, exist_ok=True)
-    files: list[dict[str, str | None]] = []
-    for number in range(len(enhancements)):
-        pair = {}
-        for kind, picture in zip(("original", "rewrite"), pictures[2 * number : 2 * number + 2], strict=True):
-            if isinstance(picture, RenderFailure):
-                print(f"prompt {number + 1}, {kind}: not drawn: {picture.reason}", file=sys.stderr)
-                pair[kind] = None
+    pairs: list[dict[str, str | None]] = []
+    for number in range(1, len(enhancements) + 1):
+        pairs.append({})
+        for kind in ("original", "rewrite"):
+            image, file = next(images), str(folder / f"{number:04d}_{kind}.png")
+            if isinstance(image, RenderFailure):
+                print(f"prompt {number}, {kind}: not rendered: {image.reason}", file=sys.stderr)
+                file = None
             else:
-                pair[kind] = str(folder / f"{number + 1:04d}_{kind}.png")
-                picture.save(pair[kind])
-        files.append(pair)
-    return files
+                image.save(file)
+            pairs[-1][kind] = file
+    return pairs
 
 
 def main(arguments: argparse.Namespace, render: RenderConfig | None) -> None:
@@ -64,7 +68,7 @@ def main(arguments: argparse.Namespace, render: RenderConfig | None) -> None:
     if not prompts:
         sys.exit("no prompts: give them as arguments, with --file, or on standard input")
     enhancer = PromptEnhancer.from_pretrained(arguments.model, arguments.device, arguments.dtype)
-    several = enhancer.enhance(
+    rewritten = enhancer.enhance(
         prompts,
         arguments.n,
         arguments.max_new_tokens,
@@ -72,15 +76,15 @@ def main(arguments: argparse.Namespace, render: RenderConfig | None) -> None:
         arguments.seed,
         image=[Image.open(arguments.image).convert("RGB")] * len(prompts) if arguments.image else None,
     )
-    enhancements = [one for some in several for one in some] if arguments.n > 1 else several
-    pictures = draw(enhancements, render, Path(arguments.render), arguments.seed) if render else None
+    enhancements = list(itertools.chain.from_iterable(rewritten)) if arguments.n > 1 else rewritten
+    images = render_pairs(enhancements, render, Path(arguments.render), arguments.seed) if render else None
     for number, enhancement in enumerate(enhancements):
-        if enhancement.fell_back:
+        if enhancement.malformed:
             print(f"malformed answer to {enhancement.user_prompt!r}: the prompt stays as it is", file=sys.stderr)
         if arguments.format == "text":
             print(enhancement.prompt)
         else:
-            row = vars(enhancement) | ({"seed": arguments.seed, "pictures": pictures[number]} if pictures else {})
+            row = vars(enhancement) | ({"seed": arguments.seed, "images": images[number]} if images else {})
             print(json.dumps(row, ensure_ascii=False))
 
 
@@ -94,11 +98,11 @@ if __name__ == "__main__":
     parser.add_argument("--n", type=int, default=1, help="rewrites of each prompt")
     parser.add_argument("--temperature", type=float, help="default 0, the likeliest rewrite; 0.7 for several")
     parser.add_argument("--max_new_tokens", type=int, default=128)
-    parser.add_argument("--seed", type=int, default=0, help="of the sampling, and of the pictures")
-    parser.add_argument("--image", help="a reference picture, for policies that take one")
+    parser.add_argument("--seed", type=int, default=0, help="of the sampling, and of the images")
+    parser.add_argument("--image", help="a reference image, for policies that take one")
     parser.add_argument("--device", help="default cuda, else mps, else cpu")
     parser.add_argument("--dtype", help="default bfloat16 on CUDA, else float32")
-    parser.add_argument("--render", metavar="DIR", help="draw both versions; needs --config")
+    parser.add_argument("--render", metavar="DIR", help="render both versions; needs --config")
     parser.add_argument("--config", help="a run's YAML file, for its generator")
     arguments = parser.parse_args()
     if bool(arguments.render) != bool(arguments.config):

@@ -22,19 +22,19 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from trl import TrlParser
 
-from brushup.comparison import compare
 from brushup.config import EvaluationConfig, RenderConfig
 from brushup.console import quiet_libraries, say
-from brushup.data import load_prompts
-from brushup.enhancer import PromptEnhancer
-from brushup.evaluation import STATIC_SUFFIX, Arm, load_text_rewards
-from brushup.objective import Objective, check_rewards
-from brushup.originals import DEFAULT_FOLDER
-from brushup.report import write_report
-from brushup.reward_hacking import held_out_signs
-from brushup.rewards import label
-from brushup.validation import Validation
-from brushup.workers import get_worker
+from brushup.evaluation.arm import STATIC_SUFFIX, Arm
+from brushup.evaluation.compare import compare
+from brushup.evaluation.report import write_report
+from brushup.evaluation.reward_hacking import held_out_signs
+from brushup.evaluation.validation import Validation
+from brushup.policy.enhancer import PromptEnhancer
+from brushup.prompts.dataset import load_prompts
+from brushup.render.originals import DEFAULT_FOLDER
+from brushup.render.service.launch import get_worker
+from brushup.rewards.combine import Objective, check_rewards
+from brushup.rewards.registry import label, load_text_rewards
 
 
 def main(render: RenderConfig, args: EvaluationConfig) -> None:

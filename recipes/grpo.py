@@ -5,14 +5,14 @@ On a laptop, in about two minutes (real models: recipes/qwen2vl_2b_sd3_1gpu.yaml
     accelerate launch --config_file accelerate_configs/cpu.yaml recipes/grpo.py --config recipes/tiny_cpu.yaml
 
 Each YAML key is also a flag: `--max_steps 120 --reward_funcs clip keyword_retention --reward_weights 1.0 0.2`.
-`--list_rewards` prints what rewards there are (all about them: docs/rewards.md).
-`--dry_run true` loads everything, measures a step, says what the run will take, and ends.
-`--push_to_hub true --hub_model_id me/name` publishes what was trained (later: recipes/publish.py).
+`--list_rewards` prints the rewards by name (all about them: docs/rewards.md).
+`--push_to_hub true --hub_model_id me/name` publishes the trained policy (later: recipes/publish.py).
+After its second step it says how long the run will take, and which setting wastes time.
 It leaves in `output_dir`: the adapter (or model), checkpoints, `validation_<step>.json`, `results.json`,
 `completions/`, `images/`, `train.log`, `README.md` (the model card).
 """
 
-import json
+import copy
 import sys
 import time
 from pathlib import Path
@@ -20,74 +20,73 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
+from datasets import Dataset
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_pt_utils import get_model_param_count
 from trl import ModelConfig, TrlParser
 
-from brushup.comparison import compare, results_table
 from brushup.config import DataConfig, PromptEnhancerConfig, RenderConfig
-from brushup.console import TrainingProgress, log_to_file, quiet_libraries, say
-from brushup.data import load_prompts, order_rows
-from brushup.dry_run import dry_run
-from brushup.evaluation import before_after_sheet
-from brushup.hub import open_repo, publish
-from brushup.interrupt import StopOnSignal, last_checkpoint
-from brushup.model_card import run_settings, write_model_card
-from brushup.objective import check_rewards
-from brushup.policy import load_policy
-from brushup.rewards import catalog, resolve
-from brushup.tracking import Tracking, check_trackers
-from brushup.trainer import PromptEnhancerTrainer
-from brushup.training_check import ParametersMustChange
-from brushup.workers import get_worker
+from brushup.console import log_to_file, quiet_libraries, say
+from brushup.evaluation.arm import before_after_sheet
+from brushup.evaluation.compare import results_table
+from brushup.evaluation.results import Results
+from brushup.policy.load import load_policy
+from brushup.prompts.dataset import load_prompts, order_rows
+from brushup.publishing.card import run_settings, write_model_card
+from brushup.publishing.hub import open_repo, publish
+from brushup.render.service.launch import get_worker
+from brushup.rewards import catalog
+from brushup.rewards.registry import check_image_count, parse_rewards, resolve
+from brushup.training.callbacks import ParametersMustChange, StopOnSignal, TrainingProgress, ValidateAtTheEnd
+from brushup.training.checkpoints import last_checkpoint, load_arms
+from brushup.training.cost import Cost
+from brushup.training.hacking_watch import RewardHackingWatch
+from brushup.training.tracking import Tracking, check_trackers
+from brushup.training.trainer import PromptEnhancerTrainer
 
 
 def main(data: DataConfig, render: RenderConfig, args: PromptEnhancerConfig, model: ModelConfig) -> None:
     start = time.time()
-    state = PartialState()
-    if not args.dry_run:
-        log_to_file(Path(args.output_dir) / "train.log", secrets=[args.hub_token])
+    log_to_file(Path(args.output_dir) / "train.log", secrets=[args.hub_token])
 
-    # Data, rewards, checkpoint: names and rows are checked before any model is loaded.
-    train_prompts = load_prompts(
-        data.train_prompts, "train", data.prompt_column, data.skip_bad_rows, data.max_train_samples
-    )
-    if data.balance_by or data.curriculum:
-        train_prompts = order_rows(train_prompts, data.balance_by, data.curriculum, args.seed)
-        args.shuffle_dataset = False
-    validation_prompts = load_prompts(data.validation_prompts, "validation", data.prompt_column, data.skip_bad_rows)
-    check_rewards(
-        args,
+    # Prompts, rewards, checkpoint: names and rows are checked before any model is loaded.
+    train_prompts, validation_prompts = load_all_prompts(data, args.seed)
+    rewards = parse_rewards(args, args.reward_weights)
+    check_image_count(
+        rewards,
         images_per_prompt=args.images_per_prompt,
         validation_images_per_prompt=args.validation_images_per_prompt,
     )
     if args.checker:
         resolve(args.checker)
     check_trackers(args.report_to)
-    checkpoint = args.resume_from_checkpoint
-    if checkpoint == "true":
-        checkpoint = last_checkpoint(args.output_dir)
-        say(f"going on from {checkpoint}" if checkpoint else f"no checkpoint in {args.output_dir} yet: starting anew")
+    checkpoint = find_checkpoint(args)
     repo_id = open_repo(args)  # a wrong name or a missing right shows now, and not after hours
 
-    # Worker: draws and scores, in this process or in a service
-    worker = get_worker(render, args)
+    # Worker: renders and scores, in this process or in a service
+    serve_command = f"python recipes/serve.py {' '.join(sys.argv[sys.argv.index('--config') :][:2])}"
+    worker = get_worker(render, rewards, Path(args.output_dir), args.ddp_timeout, serve_command)
 
     # Policy
+    policy = load_policy(model, args)
+    args = copy.copy(args)
+    args.model_init_kwargs = policy.pop("model_init_kwargs")
+    args.push_to_hub = False  # transformers would push all of output_dir, unchecked
     args.eval_on_start = not checkpoint  # the untrained policy, to compare with
-    if args.dry_run:
-        args.report_to, args.log_completions = [], False  # it leaves nothing behind
+    args.shuffle_dataset = args.shuffle_dataset and not (data.balance_by or data.curriculum)
     stop = StopOnSignal()
     trainer = PromptEnhancerTrainer(
         worker=worker,
+        rewards=rewards,
         args=args,
         train_dataset=train_prompts,
         eval_dataset=validation_prompts,
-        callbacks=[TrainingProgress(), ParametersMustChange()],
-        **load_policy(model, args),
+        callbacks=[TrainingProgress(), ParametersMustChange(), ValidateAtTheEnd()],
+        **policy,
     )
+    trainer.add_callback(Cost(trainer))
     trainer.add_callback(Tracking(trainer, data, render, model))
-    trainer.add_callback(stop)  # after those that ask for something at the end of a step
+    trainer.add_callback(stop)  # after the callbacks that ask for a validation at the end of a step
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)
     trainable = get_model_param_count(trainer.model, trainable_only=True)
@@ -97,13 +96,10 @@ def main(data: DataConfig, render: RenderConfig, args: PromptEnhancerConfig, mod
         f"rewards   {', '.join(args.reward_funcs)}\n"
         f"prompts   {len(train_prompts):,} to train on, {len(validation_prompts):,} held out\n"
     )
-    if args.dry_run:
-        say(f"\n{dry_run(trainer)}")
-        return trainer.end()
 
     # Train
     if checkpoint:
-        trainer.load_arms(Path(checkpoint))
+        trainer.arms |= load_arms(Path(checkpoint), trainer.validation)
     trainer.train(resume_from_checkpoint=checkpoint)
     if stop.received:
         say(
@@ -111,52 +107,97 @@ def main(data: DataConfig, render: RenderConfig, args: PromptEnhancerConfig, mod
             f"    --resume_from_checkpoint {last_checkpoint(args.output_dir)}"
         )
         raise SystemExit(128 + stop.received)
-    hacked = trainer.hacking_watch.signs if args.stop_on_reward_hacking else {}
     trainer.save_model(args.output_dir)
-    trainer.save_state()  # what was logged, for the report
+    trainer.save_state()  # the log, for the report
 
     # Before and after
-    if args.load_best_model_at_end and trainer.state.best_global_step:
-        trainer.state.global_step = trainer.state.best_global_step  # the policy is now the one of that step
-        say(f"the policy of step {trainer.state.global_step} was the best on the held-out prompts")
-    step = trainer.state.global_step
+    compare_before_and_after(trainer, start, data, render, model)
+    if PartialState().is_main_process:
+        write_model_card(Path(args.output_dir), repo_id)
+    trainer.end()
+    publish_or_explain(trainer, repo_id)
+
+
+def load_all_prompts(data: DataConfig, seed: int) -> tuple[Dataset, Dataset]:
+    """Return the prompts to train on, in the order asked for, and the held-out prompts."""
+    settings = {"prompt_column": data.prompt_column, "skip_bad_rows": data.skip_bad_rows}
+    train_prompts = load_prompts(data.train_prompts, "train", **settings, max_samples=data.max_train_samples)
+    if data.balance_by or data.curriculum:
+        train_prompts = order_rows(train_prompts, data.balance_by, data.curriculum, seed)
+    return train_prompts, load_prompts(data.validation_prompts, "validation", **settings)
+
+
+def find_checkpoint(args: PromptEnhancerConfig) -> str | None:
+    """Return the checkpoint to go on from; None to start anew."""
+    if args.resume_from_checkpoint != "true":
+        return args.resume_from_checkpoint
+    checkpoint = last_checkpoint(args.output_dir)
+    say(f"going on from {checkpoint}" if checkpoint else f"no checkpoint in {args.output_dir} yet: starting anew")
+    return checkpoint
+
+
+def compare_before_and_after(
+    trainer: PromptEnhancerTrainer, start: float, data: DataConfig, render: RenderConfig, model: ModelConfig
+) -> Results:
+    """Compare the user prompts, the untrained and the trained policy; save and print the results. All ranks call it.
+
+    Args:
+        trainer: after training.
+        start: when the run began, as `time.time` tells it.
+        data, render, model: the settings that the results name.
+    """
+    args, state = trainer.args, trainer.state
+    step = state.global_step
+    if args.load_best_model_at_end and state.best_global_step:
+        step = state.best_global_step
+        say(f"the policy of step {step} was the best on the held-out prompts")
     if step not in trainer.arms:
         trainer.evaluate()
-    arms = {"original": trainer.validation.original, "untrained": trainer.arms.get(0), "trained": trainer.arms[step]}
-    arms = {name: arm for name, arm in arms.items() if arm}  # the untrained one is not known after every resume
-    results = compare(arms, trainer.validation.measures) | {
-        "validation": {step: arm.mean_rewards() for step, arm in sorted(trainer.arms.items())},
-        "seconds": round(time.time() - start, 1),
-        "images_drawn": sum(gather_object([worker.images_drawn])),
-        "reward_hacking": {"training": trainer.hacking_watch.found},
-        "settings": run_settings(data, render, args, model, len(train_prompts), len(validation_prompts), step),
-    }
-    if state.is_main_process:
+    trained = trainer.arms.get(step) or trainer.arms[state.global_step]
+    arms = {"original": trainer.validation.original, "untrained": trainer.arms.get(0), "trained": trained}
+    arms = {name: arm for name, arm in arms.items() if arm}  # after a resume the untrained one may be unknown
+    found = trainer.callback(RewardHackingWatch).found
+    results = Results.compare(
+        arms,
+        trainer.validation.measures,
+        validation={str(step): arm.mean_rewards() for step, arm in sorted(trainer.arms.items())},
+        seconds=round(time.time() - start, 1),
+        images_drawn=sum(gather_object([trainer.worker.images_drawn])),
+        reward_hacking={"training": found},
+        settings=run_settings(
+            data, render, args, model, trainer.rewards, len(trainer.train_dataset), len(trainer.validation.rows), step
+        ),
+    )
+    if PartialState().is_main_process:
         output = Path(args.output_dir)
-        (output / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+        results.save(output)
         (output / "images").mkdir(exist_ok=True)
         before_after_sheet(arms["original"], arms["trained"]).save(output / "images" / "before_after.png")
-        write_model_card(output, repo_id)
-    table = results_table(results["arms"])
-    say(f"\nOn {len(validation_prompts)} held-out prompts, the same seeds for each line:\n\n{table}\n")
-    for name, gain in results.get("trained_minus_untrained", {}).items():
+    prompts = len(trainer.validation.rows)
+    say(f"\nOn {prompts} held-out prompts, the same seeds for each line:\n\n{results_table(results.arms)}\n")
+    for name, gain in results.trained_minus_untrained.items():
         if gain["ci95"]:
             low, high = gain["ci95"]
             say(f"trained - untrained {name}: {gain['mean']:+.3f} (95 % interval {low:+.3f} to {high:+.3f})")
-    if "untrained" in arms:
-        say(f"trained beats untrained on {results['win_rate']:.0%} of the prompts")
-    say(f"{results['images_drawn']:,} pictures, {results['seconds']:.0f} s; saved to {args.output_dir}")
-    for sign in trainer.hacking_watch.found:
+    if results.win_rate is not None:
+        say(f"trained beats untrained on {results.win_rate:.0%} of the prompts")
+    say(f"{results.images_drawn:,} images, {results.seconds:.0f} s; saved to {args.output_dir}")
+    for sign in found:
         say(f"reward hacking? {sign}")
-    trainer.end()
-    if hacked:
+    return results
+
+
+def publish_or_explain(trainer: PromptEnhancerTrainer, repo_id: str | None) -> None:
+    """Push the run to the Hub if it was asked for; if that fails, end the program and say how to go on."""
+    args, state = trainer.args, trainer.state
+    if args.stop_on_reward_hacking and trainer.callback(RewardHackingWatch).signs:
         say(
-            f"stopped by stop_on_reward_hacking after step {step} of {trainer.state.max_steps}; nothing is pushed. "
-            "Mend the rewards and train anew, or go on as it is with\n    --stop_on_reward_hacking false "
+            f"stopped by stop_on_reward_hacking after step {state.global_step} of {state.max_steps}; nothing is "
+            "pushed. Mend the rewards and train anew, or go on as it is with\n    --stop_on_reward_hacking false "
             f"--resume_from_checkpoint {last_checkpoint(args.output_dir)}"
         )
         raise SystemExit(1)
-    if repo_id and state.is_main_process:
+    if repo_id and PartialState().is_main_process:
         try:
             say(f"pushed to {publish(args.output_dir, repo_id)}")
         except Exception as error:

@@ -9,7 +9,7 @@ me/name`. Weights that are not finite, or that training did not change, are refu
 
 import argparse
 
-from brushup.hub import publish
+from brushup.publishing.hub import publish
 
 
 if __name__ == "__main__":

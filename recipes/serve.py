@@ -1,15 +1,14 @@
-"""Serves the generator and the image rewards of a run over HTTP, for training elsewhere to draw with.
+"""Serves the generator and the image rewards of a run over HTTP, for training elsewhere to render with.
 
-With the YAML file of the run, on the machine with the GPUs that shall draw (pip install -e ".[serve]"):
+With the YAML file of the run, on the machine with the GPUs that shall render (pip install -e ".[serve]"):
 
     python recipes/serve.py --config recipes/tiny_cpu.yaml --port 8100
     accelerate launch ... recipes/grpo.py --config recipes/tiny_cpu.yaml --worker http://127.0.0.1:8100
 
-`--num_replicas 7` draws on seven GPUs, `--gpus_per_replica 0.5` puts two replicas on each; `--ray_address auto` joins
-a Ray cluster of many machines. Training on another machine needs `--host 0.0.0.0` and the same BRUSHUP_TOKEN on both.
+`--num_replicas 7` renders on seven GPUs; `--ray_address auto` joins a Ray cluster of many machines. Training on
+another machine needs `--host 0.0.0.0` and the same BRUSHUP_TOKEN on both.
 """
 
-import ctypes
 import functools
 import ipaddress
 import os
@@ -22,14 +21,16 @@ import sys
 import torch
 from trl import TrlParser
 
+from brushup.common import end_with_parent
 from brushup.config import RenderConfig, RewardConfig, ServeConfig
 from brushup.console import quiet_libraries
-from brushup.protocol import settings_of
-from brushup.worker import load_worker
+from brushup.render.service.protocol import settings_of
+from brushup.render.worker import load_worker
+from brushup.rewards.registry import parse_rewards
 
 
 def check_access(host: str, token: str | None) -> None:
-    """Ends the program unless `host` is reached from this machine only, or there is a secret to know."""
+    """End the program unless only this machine can reach `host`, or clients must know a secret."""
     try:
         loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -44,10 +45,10 @@ def check_access(host: str, token: str | None) -> None:
 
 
 def keep_ray_to_itself() -> None:
-    """Who can talk to Ray can run code: a cluster of its own listens on this machine only, and wants a secret.
+    """Make Ray listen on this machine only, and ask for a secret: whoever can talk to Ray can run code.
 
-    Ray reads these when it is imported. The first is made for Windows and macOS, where Ray listens on 127.0.0.1; so it
-    does with it on Linux. Replicas of Ray Serve have one port on all addresses all the same: hence the secret.
+    Ray reads these variables when it is imported. The first is for Windows and macOS, where Ray listens on 127.0.0.1;
+    with it, it does so on Linux. Replicas of Ray Serve have a port on all addresses all the same: hence the secret.
     """
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     os.environ["RAY_AUTH_MODE"] = "token"
@@ -62,29 +63,28 @@ def main(render: RenderConfig, rewards: RewardConfig, service: ServeConfig) -> N
     import ray
     from ray import serve
 
-    from brushup.service import make_application
+    from brushup.render.service.server import make_application
 
-    gpus = torch.cuda.device_count() and 1 if service.gpus_per_replica is None else service.gpus_per_replica
+    specs = parse_rewards(rewards)
+    gpus = 1 if torch.cuda.device_count() else 0  # of each replica
     cpus = 0 if gpus else max(1, (os.cpu_count() or 1) // service.num_replicas)  # also its number of threads
-    # With auto, a replica gets so many jobs at once, and finds out how many of them to draw at once.
-    batch_size = 32 if render.render_batch_size == "auto" else render.render_batch_size
     port = service.port or free_port(service.host)
-    settings = settings_of(render, rewards)
+    settings = settings_of(render, specs)
 
     if "BRUSHUP_PARENT" in os.environ:
         end_with(int(os.environ["BRUSHUP_PARENT"]))
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: the end, below
-    own = {"address": "local", "num_cpus": max(service.num_replicas * cpus, 1)}  # also if another cluster runs here
+    new_cluster = {"address": "local", "num_cpus": max(service.num_replicas * cpus, 1)}  # whatever else runs here
     try:
-        ray.init(include_dashboard=False, **({"address": service.ray_address} if service.ray_address else own))
+        ray.init(include_dashboard=False, **({"address": service.ray_address} if service.ray_address else new_cluster))
         serve.start(proxy_location="HeadOnly", http_options={"host": service.host, "port": port})
         serve.run(
             make_application(
-                functools.partial(load_worker, render, rewards),
+                functools.partial(load_worker, render, specs),
                 settings,
                 rewards=settings["reward_funcs"],
                 render_timeout=render.render_timeout,
-                batch_size=batch_size,
+                batch_size=render.batch_size,
                 num_replicas=service.num_replicas,
                 actor_options={"num_cpus": cpus, "num_gpus": gpus},
                 token=token,
@@ -103,13 +103,14 @@ def main(render: RenderConfig, rewards: RewardConfig, service: ServeConfig) -> N
 
 
 def end_with(parent: int) -> None:
-    """Linux ends this process (SIGTERM) when the training process that started it is gone, however that ended."""
-    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+    """End this process when the training process that started it is gone, however that ended."""
+    end_with_parent()
     if os.getppid() != parent:  # it was gone before
         sys.exit("the training process is gone")
 
 
 def free_port(host: str) -> int:
+    """Return a port of this host that nothing listens on."""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.bind((host, 0))
         return probe.getsockname()[1]

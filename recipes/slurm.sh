@@ -1,13 +1,13 @@
 #!/bin/bash
-# Trains on some machines of a Slurm job and draws on the others.
+# Train on a part of the machines of a Slurm job, and render on the others.
 #
-# Needs:    4 machines of 8 GPUs: 2 train, 2 draw. This clone, the Python environment, the models (HF_HOME) and
+# Needs:    4 machines of 8 GPUs: 2 train, 2 render. This clone, the Python environment, the models (HF_HOME) and
 #           output_dir on a file system that all of them share. `pip install -e ".[serve]"`, Ray 2.52 or newer.
-#           A network between the machines that you trust: what they say to each other is not encrypted.
+#           A network that you trust: the traffic between the machines is not encrypted.
 # Launch:   sbatch recipes/slurm.sh recipes/qwen2vl_7b_sd3.yaml
 #           (from the top of the clone, with the Python environment activated)
 # Override: RENDER_NODES=4 sbatch --nodes 6 --time 48:00:00 recipes/slurm.sh recipes/qwen2vl_7b_sd3.yaml --seed 1
-#           (flags after the YAML are for training alone; what decides how pictures are drawn and scored must be in the
+#           (flags after the YAML reach training alone; settings of the generator and of image rewards must be in the
 #           YAML, which the service reads too)
 #
 #SBATCH --job-name=brushup
@@ -28,14 +28,14 @@ render_nodes=${RENDER_NODES:-2}
 policy_nodes=$((SLURM_NNODES - render_nodes))
 gpus=$SLURM_GPUS_ON_NODE
 
-# The first machines train, the last ones draw.
+# The first machines train, the last ones render.
 mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 policy=${nodes[0]}
 render=$(getent ahostsv4 "${nodes[policy_nodes]}" | awk 'NR == 1 { print $1 }')
 echo "policy: ${nodes[*]:0:policy_nodes}; render: ${nodes[*]:policy_nodes}, http://$render:8100"
 
 BRUSHUP_TOKEN=$(openssl rand -hex 32)
-RAY_AUTH_TOKEN=$(openssl rand -hex 32)  # without it, whoever reaches Ray's ports can run anything on these machines
+RAY_AUTH_TOKEN=$(openssl rand -hex 32)  # without it, anyone who reaches Ray's ports can run code on these machines
 export BRUSHUP_TOKEN RAY_AUTH_TOKEN RAY_AUTH_MODE=token
 export RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT=300  # seconds for all render machines to come up
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=540  # seconds that SIGTERM leaves to a rank; less than --signal above

@@ -1,68 +1,50 @@
-"""What rewards there are, read off their files without importing them (some import heavy libraries)."""
+"""The rewards in words, from the docstrings at the top of their files."""
 
-import ast
-from pathlib import Path
+import inspect
+import sys
 
-from brushup.rewards import REWARDS
-
-
-def _source(name: str) -> tuple[ast.Module, ast.ClassDef | ast.FunctionDef]:
-    """The file of the reward and, in it, its class or function."""
-    module, attribute = REWARDS[name].split(":")
-    tree = ast.parse((Path(__file__).parent / f"{module.rsplit('.', 1)[1]}.py").read_text(encoding="utf-8"))
-    found = [node for node in tree.body if getattr(node, "name", None) == attribute]
-    return tree, found[0]
+from brushup.rewards.registry import REWARDS, RewardSpec, resolve
 
 
-def _method(node: ast.ClassDef | ast.FunctionDef, name: str) -> ast.FunctionDef | None:
-    if isinstance(node, ast.FunctionDef):
-        return node if name == "__call__" else None
-    return next((one for one in node.body if isinstance(one, ast.FunctionDef) and one.name == name), None)
+def description(name: str) -> str:
+    """Return the docstring of the reward's file, without the name that it starts with."""
+    return inspect.getdoc(sys.modules[resolve(name).__module__]).split(": ", 1)[1]
 
 
-def keyword_arguments(name: str) -> dict[str, str]:
-    """What `reward_kwargs` may hold for the reward, with the defaults, as written in its file."""
-    init = _method(_source(name)[1], "__init__")
-    if init is None:
-        return {}
-    parameters = init.args.args[1:]
-    defaults = [ast.unparse(value) for value in init.args.defaults]
-    padded = [""] * (len(parameters) - len(defaults)) + defaults
-    return {one.arg: value for one, value in zip(parameters, padded, strict=True) if one.arg != "device"}
+def kind(name: str) -> str:
+    """Return `image` or `text`: what the reward looks at."""
+    return "image" if RewardSpec(name).looks_at_images else "text"
 
 
-def looks_at(name: str) -> str:
-    """`picture` or `text`: as `brushup.rewards.is_image_reward`."""
-    parameters = [one.arg for one in _method(_source(name)[1], "__call__").args.args if one.arg != "self"]
-    return "picture" if parameters[0] == "images" else "text"
-
-
-def in_short(name: str) -> str:
-    """The first line of its file, without the name."""
-    return ast.get_docstring(_source(name)[0]).split("\n\n")[0].replace("\n", " ").split(": ", 1)[1]
+def arguments(name: str) -> list[str]:
+    """Return the arguments that `reward_kwargs` may hold for the reward, each as `argument=default`."""
+    target = resolve(name)
+    parameters = inspect.signature(target).parameters.values() if inspect.isclass(target) else ()
+    return [
+        parameter.name if parameter.default is parameter.empty else f"{parameter.name}={parameter.default!r}"
+        for parameter in parameters
+        if parameter.name != "device"
+    ]
 
 
 def table() -> str:
-    """A line a reward: name, what it looks at, what it measures."""
+    """Return a line for each reward: its name, what it looks at, what it measures."""
     width = max(map(len, REWARDS))
-    return "\n".join(f"{name:<{width}}  {looks_at(name):<7}  {in_short(name)}" for name in REWARDS)
+    lines = {name: description(name).split("\n\n")[0].replace("\n", " ") for name in REWARDS}
+    return "\n".join(f"{name:<{width}}  {kind(name):<5}  {line}" for name, line in lines.items())
 
 
 def page() -> str:
-    """docs/rewards.md: what stands at the top of each file, and its keyword arguments."""
+    """Return docs/rewards.md: the docstring of each reward's file, and its arguments."""
     parts = [
         "# Rewards\n\nMade from the files in [rewards/](../rewards) by `python -m brushup.rewards.catalog > "
-        "docs/rewards.md`. A *picture* reward is computed where the pictures are drawn, a *text* reward where the "
-        "policy trains. `reward_kwargs: {name: {argument: value}}` sets the arguments. How several make one: "
-        "[combining_rewards.md](combining_rewards.md)."
+        "docs/rewards.md`. An *image* reward is computed where images are rendered, a *text* reward where the policy "
+        "trains. `reward_kwargs: {name: {argument: value}}` sets the arguments. How several rewards become "
+        "one number: [combining_rewards.md](combining_rewards.md)."
     ]
     for name in REWARDS:
-        text = ast.get_docstring(_source(name)[0]).split(": ", 1)[1]
-        given = [
-            f"`{argument}={value}`" if value else f"`{argument}`"
-            for argument, value in keyword_arguments(name).items()
-        ]
-        parts.append(f"## {name}\n\n*{looks_at(name)}*: {text}\n\nArguments: {', '.join(given) or 'none'}")
+        listed = ", ".join(f"`{argument}`" for argument in arguments(name)) or "none"
+        parts.append(f"## {name}\n\n*{kind(name)}*: {description(name)}\n\nArguments: {listed}")
     return "\n\n".join(parts) + "\n"
 
 

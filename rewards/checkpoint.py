@@ -1,4 +1,4 @@
-"""Weights of rewards that are one file of PyTorch: a path, or `org/name/file` on the Hub."""
+"""Weights of rewards in a single PyTorch file: a path, or `org/name/file` on the Hub."""
 
 import pickle
 from pathlib import Path
@@ -7,11 +7,11 @@ import torch
 
 
 def find_checkpoint(source: str, setting: str) -> str:
-    """The path of the file `source`; from the Hub it is downloaded once.
+    """Return the path of the file `source`; from the Hub it is downloaded once.
 
     Args:
         source: a path, or `org/name/file` on the Hub.
-        setting: how the user names another one, for the message, such as "hpsv2: {pretrained: ...}".
+        setting: the entry of `reward_kwargs` that names another file, for the error: "hpsv2: {pretrained: ...}".
 
     Raises:
         FileNotFoundError: it is neither here nor on the Hub.
@@ -31,10 +31,10 @@ def find_checkpoint(source: str, setting: str) -> str:
 
 
 def read_checkpoint(path: str, needs: str) -> dict[str, torch.Tensor]:
-    """The tensors in the file at `path`, on the CPU; nothing in it is run.
+    """Load the tensors in the file at `path` onto the CPU; no code in it is run.
 
     Raises:
-        ValueError: it is no file of tensors, or has none of the name `needs`.
+        ValueError: it is no file of tensors, or has no tensor of the name `needs`.
     """
     try:
         weights = torch.load(path, map_location="cpu", weights_only=True)
@@ -46,10 +46,14 @@ def read_checkpoint(path: str, needs: str) -> dict[str, torch.Tensor]:
 
 
 def linear_head(weights: dict[str, torch.Tensor], prefix: str) -> torch.nn.Sequential:
-    """The head of the LAION aesthetic predictor and of ImageReward: five linear layers, nothing between them.
+    """Return the head of the LAION aesthetic predictor or of ImageReward: five linear layers, nothing between them.
 
-    Their training code numbers the layers 0, 2, 4, 6, 7: it has dropout between the first four, which does nothing
-    when it is not trained.
+    Their code numbers the layers 0, 2, 4, 6, 7, because it has dropout between the first four; in inference that does
+    nothing.
+
+    Args:
+        weights: of the checkpoint.
+        prefix: of the layers' names, e.g. "layers.".
     """
     numbers = (0, 2, 4, 6, 7)
     head = torch.nn.Sequential(*(torch.nn.Linear(*weights[f"{prefix}{n}.weight"].T.shape) for n in numbers))

@@ -1,13 +1,13 @@
-"""`compression`: the share of its bytes that a picture saves as a JPEG file. Higher is better, 0..1. No model.
+"""`compression`: the share of its bytes that an image saves as a JPEG file. Higher is better, 0..1. No model.
 
-A control: it needs no prompt and any picture can be pushed along it, so it shows whether training works at all (plain
+A control: it needs no prompt and any image can be pushed along it, so it shows whether training works at all (plain
 surfaces raise it, detail and noise lower it). Photographs have about 0.9. With `prefer: large` it is the share that is
-left, and detail raises it. Train on it alone, or watch it with weight 0. It is never below 0, which a malformed answer
-has: else a policy would learn to write nothing that can be drawn.
+left, and detail raises it. Train on it alone, or watch it with weight 0. A malformed answer has 0, so this is never
+below 0: a policy would learn to write nothing that can be rendered.
 
-Source: the (in)compressibility tasks of DDPO, Black et al. 2023 (arXiv 2305.13301), there in kB of pictures of one
-size; a share compares pictures of different sizes. The header of the file counts (600 bytes: a fifth of a picture of
-32x32, next to nothing of one of 512x512). Takes about 10 ms a picture of 1024x1024, on the CPU.
+Source: the (in)compressibility tasks of DDPO, Black et al. 2023 (arXiv 2305.13301), there in kB of images of one
+size; a share compares images of different sizes. The header of the file counts (600 bytes: a fifth of an image of
+32x32, next to nothing of one of 512x512). Takes about 10 ms for an image of 1024x1024, on the CPU.
 """
 
 from io import BytesIO
@@ -16,18 +16,17 @@ from PIL import Image
 
 
 class CompressionReward:
-    """Scores pictures by the size of their JPEG files, chroma subsampled (Pillow's default).
+    """A score of images by the size of their JPEG files, chroma subsampled (Pillow's default).
 
     Args:
         prefer: "small" or "large" files.
         quality: of the JPEG, 1 to 95.
-        device: not used.
 
     Raises:
         ValueError: another `prefer`, or `quality` out of range.
     """
 
-    def __init__(self, prefer: str = "small", quality: int = 95, device: str | None = None):
+    def __init__(self, prefer: str = "small", quality: int = 95):
         if prefer not in ("small", "large"):
             raise ValueError(f"reward_kwargs of 'compression': prefer is {prefer!r}; it must be 'small' or 'large'")
         if not 1 <= quality <= 95:
@@ -36,11 +35,12 @@ class CompressionReward:
         self.quality = quality
 
     def __call__(self, images: list[Image.Image], user_prompts: list[str], prompts: list[str]) -> list[float]:
-        """A score for each picture; the prompts do not count."""
+        """Return a score for each image; the prompts do not count."""
         shares = map(self._share_left, images)
         return [share if self.prefer == "large" else 1 - share for share in shares]
 
     def _share_left(self, image: Image.Image) -> float:
+        """Return the size of the JPEG file over that of the raw pixels, 0..1."""
         file = BytesIO()
         image.convert("RGB").save(file, "JPEG", quality=self.quality)
         return min(1.0, file.tell() / (3 * image.width * image.height))

@@ -1,8 +1,8 @@
-"""`image_reward`: which picture people prefer for the prompt, by ImageReward. Higher is better, 0..1, 0.5 is average.
+"""`image_reward`: which image people prefer for the prompt, by ImageReward. Higher is better, 0..1, 0.5 is average.
 
-Source: ImageReward, Xu et al. 2023 (arXiv 2304.05977): BLIP reads the prompt while it looks at the picture, and a head
+Source: ImageReward, Xu et al. 2023 (arXiv 2304.05977): BLIP reads the prompt while it looks at the image, and a head
 trained on 137k comparisons gives a mark r (published figures: about -2..2, mean 0, deviation 1). Here it is
-sigmoid(r), the order is the same: a malformed rewrite has reward 0 in training, and no drawn picture should have less.
+sigmoid(r), which keeps the order: a malformed rewrite has reward 0 in training, and no image should have less.
 English only, 35 tokens.
 Model: THUDM/ImageReward (Apache-2.0; BLIP ViT-L: BSD-3; 450M parameters, 0.9 GB in bfloat16, 1.8 GB in float32), run
 by the BLIP of transformers.
@@ -11,7 +11,7 @@ by the BLIP of transformers.
 import torch
 from PIL import Image
 
-from brushup.render import default_device
+from brushup.common import default_device
 from brushup.rewards.checkpoint import find_checkpoint, linear_head, read_checkpoint
 
 
@@ -32,14 +32,14 @@ VISION_NAMES = {  # BLIP's own names of the weights, in order, and those of tran
 
 
 class ImageReward:
-    """Scores pictures against the user's original prompt.
+    """A score of images against the user's original prompt.
 
     Args:
         pretrained: ImageReward's checkpoint: a file, or `org/name/file` on the Hub.
         tokenizer: BERT's, Hub id or folder.
         dtype: "float32", "float16", "bfloat16"; default: bfloat16 on an NVIDIA GPU, else float32.
         device: default cuda, else mps, else cpu.
-        batch_size: pictures looked at at once.
+        batch_size: images scored at once.
 
     Raises:
         FileNotFoundError: there is no such checkpoint.
@@ -71,14 +71,14 @@ class ImageReward:
 
     @torch.inference_mode()
     def __call__(self, images: list[Image.Image], user_prompts: list[str], prompts: list[str]) -> list[float]:
-        """The sigmoid of the mark of each picture for its user prompt; `prompts` (the rewrites) do not count."""
+        """Return the sigmoid of the mark of each image for its user prompt; `prompts` (the rewrites) do not count."""
         starts = range(0, len(images), self.batch_size)
         batches = (slice(start, start + self.batch_size) for start in starts)
         marks = torch.cat([self._marks(images[batch], user_prompts[batch]) for batch in batches])
         return marks.sigmoid().tolist()
 
     def _marks(self, images: list[Image.Image], texts: list[str]) -> torch.Tensor:
-        """ImageReward's own figures, (len(images),), float32."""
+        """Return ImageReward's marks r, (len(images),), float32."""
         pixels = torch.stack([self.preprocess(image) for image in images]).to(self.device, self.dtype)
         tokens = self.tokenizer(texts, padding=True, truncation=True, max_length=MAX_TOKENS, return_tensors="pt")
         tokens = tokens.to(self.device)
@@ -91,12 +91,12 @@ class ImageReward:
 
 
 def part_of(weights: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
-    """The weights under `prefix`, without it."""
+    """Return the weights whose names start with `prefix`, without it."""
     return {name.removeprefix(prefix): weight for name, weight in weights.items() if name.startswith(prefix)}
 
 
 def load_vision(weights: dict[str, torch.Tensor]) -> torch.nn.Module:
-    """BLIP's picture encoder, its sizes read off the weights."""
+    """Return BLIP's image encoder, its sizes read off the weights."""
     from transformers import BlipVisionConfig, BlipVisionModel
 
     width, patch = weights["patch_embed.proj.weight"].shape[0], weights["patch_embed.proj.weight"].shape[-1]
@@ -120,7 +120,7 @@ def load_vision(weights: dict[str, torch.Tensor]) -> torch.nn.Module:
 
 
 def load_text(weights: dict[str, torch.Tensor]) -> torch.nn.Module:
-    """BLIP's text encoder, which looks at the picture, its sizes read off the weights."""
+    """Return BLIP's text encoder, which looks at the image, its sizes read off the weights."""
     from transformers import BlipTextConfig
     from transformers.models.blip.modeling_blip_text import BlipTextModel
 

@@ -1,4 +1,4 @@
-"""`intent`: does the rewrite mean what the user wrote, by a sentence encoder. Higher is better, 0..1.
+"""`intent`: whether the rewrite means what the user wrote, by a sentence encoder. Higher is better, 0..1.
 
 max(cosine, 0) of the two embeddings, which are means of the last hidden states over the tokens of a text, as
 sentence-transformers makes them: Reimers and Gurevych 2019 (arXiv 1908.10084), and 2020 (arXiv 2004.09813) for many
@@ -12,29 +12,30 @@ from transformers import AutoModel, AutoTokenizer
 
 
 class IntentReward:
-    """A score for each completion, against the user's prompt.
+    """A score of completions against the user's prompt.
 
     Args:
         model_name: an encoder that transformers' `AutoModel` loads: Hub id or folder.
-        device: default cpu: text rewards run in the training process, whose GPU has enough to hold.
+        device: default cpu, because the GPU of the training process is full enough.
         batch_size: texts encoded at once.
-        max_length: tokens read of a text; 128 is what sentence-transformers has for the default model.
+        max_length: the tokens of a text that are read; 128 is what sentence-transformers has for the default model.
     """
 
     def __init__(
         self,
         model_name: str = "sentence-transformers/paraphrase-multilingual-MiniLM-L12-v2",
-        device: str = "cpu",
+        device: str | None = None,
         batch_size: int = 64,
         max_length: int = 128,
     ):
+        device = device or "cpu"
         self.tokenizer = AutoTokenizer.from_pretrained(model_name)
         self.model = AutoModel.from_pretrained(model_name, dtype=torch.float32).to(device).eval()
         self.device, self.batch_size, self.max_length = device, batch_size, max_length
 
     @torch.inference_mode()
     def embed(self, texts: list[str]) -> torch.Tensor:
-        """Embeddings of length one, (len(texts), width)."""
+        """Return embeddings of length one, (len(texts), width)."""
         embeddings = []
         for start in range(0, len(texts), self.batch_size):
             tokens = self.tokenizer(
@@ -50,11 +51,11 @@ class IntentReward:
         return torch.nn.functional.normalize(torch.cat(embeddings), dim=-1)
 
     def __call__(self, completions: list[list[dict]], user_prompt: list[str], **columns: object) -> list[float]:
-        """A score for each completion; `user_prompt` is the column of that name."""
+        """Return a score for each completion, against the `user_prompt` of its row."""
         rewrites = [completion[0]["content"] for completion in completions]
         texts = list(dict.fromkeys([*user_prompt, *rewrites]))
         row = {text: index for index, text in enumerate(texts)}
         embeddings = self.embed(texts)
-        asked = embeddings[[row[text] for text in user_prompt]]
-        written = embeddings[[row[text] for text in rewrites]]
-        return (asked * written).sum(-1).clamp(0, 1).tolist()
+        before = embeddings[[row[text] for text in user_prompt]]
+        after = embeddings[[row[text] for text in rewrites]]
+        return (before * after).sum(-1).clamp(0, 1).tolist()

@@ -1,7 +1,7 @@
-"""`language`: is the rewrite English, whatever language the user wrote. Higher is better, 0..1.
+"""`language`: whether the rewrite is English, whatever language the user wrote. Higher is better, 0..1.
 
-The share of its letters that are Latin ones, times the probability that those words are English. What the rewrite has
-in quotes and the user's prompt has too is a text to draw, and does not count ('a sign that reads "안녕"'). A rewrite
+The share of its letters that are Latin ones, times the probability that those words are English. A text in quotes
+that the user's prompt has, too, shall appear in the image, and does not count ('a sign that reads "안녕"'). A rewrite
 without letters scores 0.
 
 Model: py3langid 0.4 (BSD-3-Clause; 4.6 MB, carried by the package; about 80 MB of memory; 0.05 ms a prompt), a naive
@@ -12,7 +12,7 @@ or two words are often too little for it ("a cat" is English with probability 0.
 
 import re
 
-from brushup.rewards.keyword_retention import is_latin
+from brushup.rewards.keywords import is_latin
 
 
 LANGUAGES = "ar cs de en es fr hi id it ja ko nl pl pt ru sv th tr uk vi zh".split()
@@ -21,7 +21,7 @@ _QUOTED = re.compile(r"\"([^\"]+)\"|“([^”]+)”|«([^»]+)»|「([^」]+)」
 
 
 class LanguageReward:
-    """A score for each completion.
+    """A score of completions by their language.
 
     Raises:
         ImportError: py3langid is not installed.
@@ -36,6 +36,7 @@ class LanguageReward:
         self.identifier.set_languages(LANGUAGES)
 
     def score(self, user_prompt: str, rewrite: str) -> float:
+        """Return the score, 0..1, of a rewrite."""
         text = _QUOTED.sub(lambda quote: " " if quote[quote.lastindex] in user_prompt else quote[0], rewrite)
         letters = [character for character in text if character.isalpha()]
         latin = "".join(character if is_latin(character) else " " for character in text)
@@ -46,8 +47,8 @@ class LanguageReward:
         return share * (1.0 if doubtful else dict(probabilities)["en"])
 
     def __call__(self, completions: list[list[dict]], user_prompt: list[str], **columns: object) -> list[float]:
-        """A score for each completion; `user_prompt` is the column of that name."""
+        """Return a score for each completion, against the `user_prompt` of its row."""
         return [
-            self.score(asked, completion[0]["content"])
-            for asked, completion in zip(user_prompt, completions, strict=True)
+            self.score(row_prompt, completion[0]["content"])
+            for row_prompt, completion in zip(user_prompt, completions, strict=True)
         ]

@@ -1,4 +1,4 @@
-"""`length`: how near the rewrite is to a length in the generator's own tokens. Higher is better, 0..1. No model.
+"""`length`: how near the rewrite's length is to a target, in the generator's tokens. Higher is better, 0..1. No model.
 
 1 at the target, falling linearly to 0 at no token and at twice the target. Under the other rewards alone rewrites grow
 ever longer, and what a text encoder does not read is lost: CLIP reads 77 tokens, the two special ones included.
@@ -6,10 +6,10 @@ ever longer, and what a text encoder does not read is lost: CLIP reads 77 tokens
 
 
 class LengthReward:
-    """The length reward of each completion; None where nothing was drawn.
+    """A score of completions by their length.
 
     Args:
-        target: the length wanted, in tokens, special tokens included.
+        target: the best length, in tokens, special tokens included.
         tokenizer: `clip`, `t5`, ..., as the generator's tokenizers are called; default: its first (CLIP for SD3).
 
     Raises:
@@ -23,7 +23,7 @@ class LengthReward:
         self.tokenizer = tokenizer
 
     def score(self, tokens: dict[str, int]) -> float | None:
-        """`tokens`: the rewrite's length by tokenizer; empty if it was not drawn."""
+        """Return the score for a length by tokenizer; None if that is empty, as where nothing was rendered."""
         if not tokens:
             return None
         name = self.tokenizer or next(iter(tokens))
@@ -36,5 +36,5 @@ class LengthReward:
     def __call__(
         self, completions: list[list[dict]], rewrite_tokens: list[dict[str, int]], **columns: object
     ) -> list[float | None]:
-        """`rewrite_tokens` is a column that the trainer adds: the `RenderResult.tokens` of each row."""
+        """Return a score or None for each row; the trainer adds `rewrite_tokens`, the `RenderResult.tokens`."""
         return [self.score(tokens) for tokens in rewrite_tokens]

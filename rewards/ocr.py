@@ -1,14 +1,14 @@
-"""`ocr`: is the text that the user's prompt has in quotes in the picture. Higher is better, 0..1.
+"""`ocr`: whether the image has the text that the user's prompt has in quotes. Higher is better, 0..1.
 
 Of the letters and digits in quotes (a sign that reads "OPEN"), the share that is there: 1 minus the edit distance of
 each word to the stretch of the recognised text that is nearest to it, over the words' length. Upper and lower case,
-punctuation, line breaks and the order of words do not count, nor does other text in the picture; a stretch counts for
-one word only. By chance a wrong text gets up to about 0.3. A prompt without quoted text scores 1, and its picture is
+punctuation, line breaks and the order of words do not count, nor does other text in the image; a stretch counts for
+one word only. By chance a wrong text gets up to about 0.3. A prompt without quoted text scores 1, and its image is
 not read. Source: the visual text reward of Flow-GRPO, Liu et al. 2025 (arXiv 2505.05470), which compares the text as a
 whole.
 
 Model: PP-OCRv6 small (detection and recognition; 8M parameters, Apache-2.0), which RapidOCR (Apache-2.0) has in its
-package: nothing is downloaded. About 0.5 GB of memory and, on two CPU cores, 0.5 s a picture of 512x512. It reads
+package: nothing is downloaded. About 0.5 GB of memory and, on two CPU cores, 0.5 s for an image of 512x512. It reads
 Latin, Chinese and Japanese; text in another script, such as Hangul, scores about 0 unless `recognition_model` reads
 it. Needs `pip install -e ".[rewards]"`.
 """
@@ -30,18 +30,18 @@ QUOTED = re.compile(
 
 
 def quoted_words(prompt: str) -> list[str]:
-    """The words that `prompt` has in quotes, as `plain` writes them."""
+    """Return the words that `prompt` has in quotes, as `plain` writes them."""
     texts = ["".join(groups) for groups in QUOTED.findall(prompt)]
     return [word for text in texts for word in map(plain, text.split()) if word]
 
 
 def plain(text: str) -> str:
-    """The letters and digits of `text` in one case and width."""
+    """Return the letters and digits of `text` in one case and width."""
     return "".join(filter(str.isalnum, unicodedata.normalize("NFKC", text).casefold()))
 
 
 def nearest_stretch(word: str, text: str) -> tuple[int, int, int]:
-    """The least edit distance of `word` to a stretch of `text`, and that stretch: (distance, start, end)."""
+    """Return the least edit distance of `word` to a stretch of `text`, and that stretch: (distance, start, end)."""
     row = [(0, start) for start in range(len(text) + 1)]  # for each end: (distance, start) of the letters so far
     for count, letter in enumerate(word, 1):
         above, row = row, [(count, 0)]
@@ -54,7 +54,7 @@ def nearest_stretch(word: str, text: str) -> tuple[int, int, int]:
 
 
 def share_written(words: list[str], text: str) -> float:
-    """The share, 0..1, of the letters of `words` (at least one) that `text` has, each stretch of it counting once."""
+    """Return the share, 0..1, of the letters of `words` (at least one) in `text`; a stretch of it counts once."""
     wrong = 0
     for word in sorted(words, key=len, reverse=True):
         distance, start, end = nearest_stretch(word, text)
@@ -64,43 +64,42 @@ def share_written(words: list[str], text: str) -> float:
 
 
 class OcrReward:
-    """Reads the pictures whose prompts have quoted text.
+    """A reader of the images whose prompts have quoted text.
 
     Args:
         recognition_model: path to an ONNX file of RapidOCR that reads another script, such as
             `korean_PP-OCRv5_rec_mobile.onnx` (https://www.modelscope.cn/models/RapidAI/RapidOCR); default: the one in
-            the package.
-        device: not used; ONNX Runtime runs the models on the CPU.
+            the package. ONNX Runtime runs the models on the CPU.
 
     Raises:
         ImportError: RapidOCR or ONNX Runtime is not installed.
         FileNotFoundError: there is no file `recognition_model`.
     """
 
-    def __init__(self, recognition_model: str | None = None, device: str | None = None):
+    def __init__(self, recognition_model: str | None = None):
         try:
-            import onnxruntime  # noqa: F401, RapidOCR loads it at the first picture only
+            import onnxruntime  # noqa: F401, RapidOCR loads it at the first image only
             from rapidocr import RapidOCR
         except ImportError as error:
             raise ImportError(
                 "the reward 'ocr' needs RapidOCR and ONNX Runtime: pip install -e \".[rewards]\""
             ) from error
-        settings = {"Global.log_level": "error"}  # else it warns of each picture without text
+        settings = {"Global.log_level": "error"}  # else it warns of each image without text
         if recognition_model:
-            if not Path(recognition_model).is_file():  # RapidOCR would notice at the first picture only
+            if not Path(recognition_model).is_file():  # RapidOCR would notice at the first image only
                 raise FileNotFoundError(f"reward_kwargs of 'ocr': there is no recognition_model {recognition_model}")
             settings["Rec.model_path"] = recognition_model
         self.engine = RapidOCR(params=settings)
 
     def __call__(self, images: list[Image.Image], user_prompts: list[str], prompts: list[str]) -> list[float]:
-        """A score for each picture and its user prompt; `prompts` (the rewrites) do not count."""
-        asked = map(quoted_words, user_prompts)
+        """Return a score for each image and its user prompt; `prompts` (the rewrites) do not count."""
+        quoted = map(quoted_words, user_prompts)
         return [
             share_written(words, self.read(image)) if words else 1.0
-            for image, words in zip(images, asked, strict=True)
+            for image, words in zip(images, quoted, strict=True)
         ]
 
     def read(self, image: Image.Image) -> str:
-        """The letters and digits in the picture, line after line."""
+        """Return the letters and digits in the image, line after line."""
         result = self.engine(image.convert("RGB"))
         return plain("".join(result.txts or ()))

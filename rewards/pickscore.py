@@ -1,4 +1,4 @@
-"""`pickscore`: which picture people pick for the prompt, by PickScore. Higher is better, in practice 0.17 to 0.25.
+"""`pickscore`: which image people pick for the prompt, by PickScore. Higher is better, in practice 0.17 to 0.25.
 
 Source: Pick-a-Pic, Kirstain et al. 2023 (arXiv 2305.01569), as its model card computes it (the cosine times the
 learnt scale, about 100), divided by 100, so that its size is like that of the other rewards; published figures are
@@ -9,26 +9,26 @@ in bfloat16, 4 GB in float32; its authors state no licence).
 
 import torch
 
-from brushup.render import default_device
+from brushup.common import default_device
 from brushup.rewards.open_clip_backbone import Images, normalized
 
 
 class PickScore:
-    """Scores pictures against the user's original prompt.
+    """A score of images against the user's original prompt.
 
     Args:
         model_name: a `CLIPModel` of transformers, Hub id or folder.
         processor: its `CLIPProcessor`, Hub id or folder.
         dtype: "float32", "float16", "bfloat16"; default: bfloat16 on an NVIDIA GPU, else float32.
         device: default cuda, else mps, else cpu.
-        batch_size: pictures encoded at once.
+        batch_size: images encoded at once.
 
     Raises:
         OSError: there is no such model or processor.
         ValueError: the checkpoint lacks weights of the model (transformers would go on with random ones).
     """
 
-    takes_pixels = True  # tensors, as the worker has them, without a way through PIL
+    takes_pixels = True  # tensors, as the worker has them: the way through PIL would cost time
 
     def __init__(
         self,
@@ -61,7 +61,7 @@ class PickScore:
 
     @torch.inference_mode()
     def __call__(self, images: Images, user_prompts: list[str], prompts: list[str]) -> list[float]:
-        """The score of each picture and its user prompt; `prompts` (the rewrites) do not count."""
+        """Return the score of each image and its user prompt; `prompts` (the rewrites) do not count."""
         rows = {text: row for row, text in enumerate(dict.fromkeys(user_prompts))}
         text_features = normalized(list(rows), self._encode_texts, self.batch_size)
         image_features = normalized(images, self._encode_images, self.batch_size)

@@ -8,11 +8,11 @@ prompt has the same score whoever wrote it, and punctuation and spaces do not ma
 
 from trl.rewards import get_repetition_penalty_reward
 
-from brushup.rewards.keyword_retention import words
+from brushup.rewards.keywords import words
 
 
 class RepetitionReward:
-    """The share for each completion.
+    """A score of completions by their repeats.
 
     Args:
         ngram_size: words an n-gram. With 3, "a red cup and a red plate" repeats nothing; with 2 it repeats "a red".
@@ -27,6 +27,7 @@ class RepetitionReward:
         self.penalty = get_repetition_penalty_reward(ngram_size, max_penalty=-1.0)
 
     def __call__(self, completions: list[list[dict]], **columns: object) -> list[float]:
+        """Return the share of n-grams that are no repeats for each completion."""
         return [
             1.0 + penalty for penalty in self.penalty([words(completion[0]["content"]) for completion in completions])
         ]

@@ -1,4 +1,4 @@
-"""`vqa`: does a vision-language model say that the picture shows what the user asked for. Higher is better, 0..1.
+"""`vqa`: whether a vision-language model says that the image shows what the user asked for. Higher is better, 0..1.
 
 The probability that its answer to 'Does this picture show "..."? Answer yes or no.' starts with yes, among yes and no:
 p(yes) / (p(yes) + p(no)), each summed over all tokens that read so, whatever their case and spaces ("yes", " Yes",
@@ -14,20 +14,20 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedTokenizerBase
 
-from brushup.render import default_device
+from brushup.common import default_device
 
 
 QUESTION = 'Does this picture show "{}"? Answer yes or no.'
 
 
 class VQAReward:
-    """Scores pictures against the user's original prompt.
+    """A score of images against the user's original prompt.
 
     Args:
         model_name: an image-text model of transformers: Hub id or folder.
         dtype: name of the torch dtype; default bfloat16 on cuda, else float32.
         device: default cuda, else mps, else cpu.
-        batch_size: pictures judged at once.
+        batch_size: images judged at once.
 
     Raises:
         ValueError: the model's tokenizer has no single token for yes or for no, or the model has no chat template.
@@ -57,14 +57,14 @@ class VQAReward:
         self.model = model.to(self.device).eval()
 
     def __call__(self, images: list[Image.Image], user_prompts: list[str], prompts: list[str]) -> list[float]:
-        """The probability of yes for each picture and its user prompt; `prompts` (the rewrites) do not count."""
+        """Return the probability of yes for each image and its user prompt; `prompts` (the rewrites) do not count."""
         starts = range(0, len(images), self.batch_size)
         batches = [slice(start, start + self.batch_size) for start in starts]
         return [score for batch in batches for score in self._judge(images[batch], user_prompts[batch])]
 
     @torch.inference_mode()
     def _judge(self, images: list[Image.Image], user_prompts: list[str]) -> list[float]:
-        # With a space "<|image_pad|>" is no control token, in a user's prompt.
+        # A user's prompt may have "<|image_pad|>" in it: with a space it is no control token.
         questions = [QUESTION.format(prompt.replace("<", "< ")) for prompt in user_prompts]
         conversations = [
             [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": question}]}]
@@ -78,14 +78,14 @@ class VQAReward:
             return_tensors="pt",
             processor_kwargs={"padding": True, "padding_side": "left"},
         ).to(self.device, self.model.dtype)
-        # `generate` rather than the model: it gives positions to padded rows, and logits of the last token only.
+        # `generate`, because it gives positions to padded rows, and logits of the last token only.
         output = self.model.generate(
             **inputs,
             max_new_tokens=1,
             do_sample=False,
             output_logits=True,
             return_dict_in_generate=True,
-            synced_gpus=False,  # under ZeRO-3 it would wait for the other ranks
+            synced_gpus=False,  # else under ZeRO-3 it would wait for the other ranks
         )
         logits = output.logits[0].float()
         yes, no = (logits[:, self.answers[answer]].logsumexp(-1) for answer in ("yes", "no"))
@@ -93,6 +93,6 @@ class VQAReward:
 
 
 def tokens_that_read(word: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The ids of all tokens that decode to `word`, in any case and with any spaces around it."""
+    """Return the ids of all tokens that decode to `word`, in any case and with any spaces around it."""
     candidates = [token for text, token in tokenizer.get_vocab().items() if word in text.lower()]
     return sorted(token for token in candidates if tokenizer.decode([token]).strip().lower() == word)

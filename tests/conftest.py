@@ -10,9 +10,10 @@ import pytest
 import torch
 from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM, Qwen2VLForConditionalGeneration
 
-from brushup.render import Renderer
-from brushup.rewards import load_reward
-from brushup.worker import LocalWorker
+from brushup.config import RenderConfig
+from brushup.render.renderer import Renderer
+from brushup.render.worker import LocalWorker
+from brushup.rewards.registry import RewardSpec
 
 
 REPOSITORY = Path(__file__).parent.parent
@@ -29,12 +30,12 @@ RENDER_KWARGS = {
 
 @pytest.fixture(scope="session")
 def renderer() -> Renderer:
-    return Renderer(str(TINY_WORLD / "generator"), WITHOUT_T5, RENDER_KWARGS, batch_size=8, device="cpu")
+    return Renderer(RenderConfig(str(TINY_WORLD / "generator"), WITHOUT_T5, RENDER_KWARGS, render_device="cpu"))
 
 
 @pytest.fixture(scope="session")
 def clip():
-    return load_reward("clip", model_name=f"local-dir:{TINY_WORLD / 'scorer'}", device="cpu")
+    return RewardSpec("clip", kwargs={"model_name": f"local-dir:{TINY_WORLD / 'scorer'}"}).load("cpu")
 
 
 @pytest.fixture(scope="session")

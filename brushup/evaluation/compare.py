@@ -1,0 +1,160 @@
+"""Comparison of arms, prompt by prompt: means, differences with their intervals, win rates, tables."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy.stats import bootstrap
+
+from brushup.common import markdown_table, mean, percent
+from brushup.evaluation.arm import Arm
+from brushup.prompts.dataset import DIFFICULTIES
+from brushup.rewards.registry import resolve
+
+
+Scores = Sequence[float | None]
+
+
+def paired_difference(after: Scores, before: Scores, seed: int = 0) -> dict[str, Any]:
+    """Return the mean of after - before over the prompts that have both scores, and its 95 % interval.
+
+    The interval is a percentile bootstrap of 10,000 resamples (Efron and Tibshirani 1993).
+
+    Returns:
+        `mean` and `ci95`, [low, high]; both None if fewer than two prompts have both scores.
+    """
+    differences = [b - a for a, b in zip(before, after, strict=True) if a is not None and b is not None]
+    if len(differences) < 2:
+        return {"mean": None, "ci95": None}
+    interval = bootstrap(
+        (differences,), np.mean, n_resamples=10_000, method="percentile", rng=seed
+    ).confidence_interval
+    return {"mean": float(np.mean(differences)), "ci95": [float(interval.low), float(interval.high)]}
+
+
+def win_rate(after: Scores, before: Scores) -> float | None:
+    """Return the share of prompts, 0..1, whose score is higher after than before; a tie counts half."""
+    pairs = zip(before, after, strict=True)
+    return mean([0.5 if a == b else float(b > a) for a, b in pairs if a is not None and b is not None])
+
+
+@dataclass(frozen=True)
+class Measures:
+    """The measures that arms are judged by.
+
+    Args:
+        rows: the held-out prompts; `category` and `difficulty` group them, if they are there.
+        weights: of each reward in the total, by name; 0 for a monitor.
+        success_threshold: a prompt is a success if its total is higher.
+        token_limits: how many tokens of a prompt each tokenizer of the generator reads.
+    """
+
+    rows: Sequence[dict]
+    weights: dict[str, float]
+    success_threshold: float | None
+    token_limits: dict[str, int]
+
+    def summary(self, arm: Arm, original: Arm) -> dict[str, Any]:
+        """Return the figures of an arm, each over the prompts that could be scored.
+
+        Args:
+            arm: over all rows, or over the same rows as `original`.
+            original: the arm of the user prompts.
+
+        Returns:
+            `rewards` (means, by name), `reward` (mean of the total), `above_original` (share of prompts with a higher
+            total than the user prompt at the same seeds; a tie counts half), `success_rate` (None without a
+            threshold), `quality_score` (the reward of that name, 0..1), `checker_accuracy` (share of images that the
+            checker accepts; None without one), `tokens` (for each tokenizer the mean length `mean`, the share of
+            prompts `share_cut` that it does not read to the end, and its `limit`), `malformed` and `failed` (shares
+            of all prompts) and `n`, the prompts that count.
+        """
+        totals = [total for total in arm.totals if total is not None]
+        completions = [[{"role": "assistant", "content": prompt}] for prompt in arm.prompts]
+        tokens = {}
+        for name, limit in self.token_limits.items():
+            lengths = [counts[name] for counts in arm.tokens if counts]
+            if lengths:
+                cut = np.mean([length > limit for length in lengths])
+                tokens[name] = {"mean": float(np.mean(lengths)), "share_cut": float(cut), "limit": limit}
+        successes = [total > self.success_threshold for total in totals] if self.success_threshold is not None else []
+        return {
+            "rewards": arm.mean_rewards(),
+            "reward": mean(totals),
+            "above_original": win_rate(arm.totals, original.totals),
+            "success_rate": mean(successes),
+            "quality_score": mean(resolve("quality_score")(completions, arm.user_prompts)),
+            "checker_accuracy": arm.mean_checker_accuracy(),
+            "tokens": tokens,
+            "malformed": mean(arm.malformed),
+            "failed": arm.rewards.count(None) / len(arm.rewards),
+            "n": len(totals),
+        }
+
+    def groups(self, column: str) -> dict[str, list[int]]:
+        """Return the indices of the prompts by their value of the column, difficulties from easy to hard."""
+        groups = defaultdict(list)
+        for index, row in enumerate(self.rows):
+            if row.get(column):
+                groups[str(row[column])].append(index)
+        levels = {name: place for place, name in enumerate(DIFFICULTIES)}
+        return {name: groups[name] for name in sorted(groups, key=lambda name: (levels.get(name, 0), name))}
+
+    def differences(self, after: Arm, before: Arm) -> dict[str, Any]:
+        """Return the paired differences after - before, per reward, with 95 % intervals.
+
+        Returns:
+            A `paired_difference` for each reward, and for `reward`, the total, unless the total is the only reward;
+            and the `win_rate` by the total.
+        """
+        gains = {name: paired_difference(after.scores(name), before.scores(name)) for name in self.weights}
+        if len(self.weights) > 1 or after.totals != after.scores(next(iter(self.weights))):
+            gains["reward"] = paired_difference(after.totals, before.totals)
+        return gains | {"win_rate": win_rate(after.totals, before.totals)}
+
+
+def compare(arms: dict[str, Arm], measures: Measures) -> dict[str, Any]:
+    """Return the comparison of the arms, the first of which is `original`.
+
+    Returns:
+        `arms`: `Measures.summary` of each, with `by_category` and `by_difficulty`; `differences`:
+        `Measures.differences` between each arm and each arm before it ("trained - original"), with `by_category` and
+        `by_difficulty` (each a `paired_difference` of the total); and, if both arms are there,
+        `trained_minus_untrained` and its `win_rate`.
+    """
+    groups = {f"by_{column}": measures.groups(column) for column in ("category", "difficulty")}
+    results: dict[str, Any] = {"arms": {}, "differences": {}}
+    for name, arm in arms.items():
+        results["arms"][name] = measures.summary(arm, arms["original"]) | {
+            by: {
+                value: measures.summary(arm.select(indices), arms["original"].select(indices))
+                for value, indices in values.items()
+            }
+            for by, values in groups.items()
+        }
+        for earlier in list(results["arms"])[:-1]:
+            results["differences"][f"{name} - {earlier}"] = measures.differences(arm, arms[earlier]) | {
+                by: {
+                    value: paired_difference(arm.select(indices).totals, arms[earlier].select(indices).totals)
+                    for value, indices in values.items()
+                }
+                for by, values in groups.items()
+            }
+    if {"trained", "untrained"} <= set(arms):
+        gains = measures.differences(arms["trained"], arms["untrained"])
+        results["win_rate"] = gains.pop("win_rate")
+        results["trained_minus_untrained"] = gains
+    return results
+
+
+def results_table(arms: dict[str, dict]) -> str:
+    """Return a Markdown table: a row for each arm, a column for each reward and, if there is one, for the checker."""
+    rewards = list(next(iter(arms.values()))["rewards"])
+    checked = any(summary["checker_accuracy"] is not None for summary in arms.values())
+    lines = [["prompts", *rewards, *(["checker_accuracy"] if checked else []), "n"]]
+    for name, summary in arms.items():
+        accuracy = [percent(summary["checker_accuracy"])] if checked else []
+        lines.append([name, *(f"{summary['rewards'][r]:.3f}" for r in rewards), *accuracy, str(summary["n"])])
+    return markdown_table(lines)

@@ -1,0 +1,175 @@
+"""Validation: the held-out prompts, rendered as the policy rewrites them now, beside the user prompts."""
+
+import functools
+import json
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from accelerate import PartialState
+from accelerate.utils import gather_object
+
+from brushup.config import EvaluationConfig, PromptEnhancerConfig
+from brushup.evaluation.arm import IMAGES_KEPT, Arm, evaluate_prompts
+from brushup.evaluation.compare import Measures
+from brushup.policy.enhancer import Enhancement, PromptEnhancer
+from brushup.render.job import Worker
+from brushup.rewards.combine import Objective
+from brushup.rewards.registry import TextReward, resolve
+
+
+logger = logging.getLogger(__name__)
+
+
+class Validation:
+    """Scores ways of writing the held-out prompts, all from the same seeds; the user prompts are rendered once.
+
+    The ranks share the work: all of them call each method together, and get the same arms and metrics.
+
+    Args:
+        rows: as `load_prompts` returns them.
+        worker: as for `PromptEnhancerTrainer`.
+        text_rewards: by name.
+        objective: makes one total of the rewards.
+        args: `seed`, how rewrites are written, and how they are scored.
+        images_kept: the number of rows (of each rank) of which an arm keeps the first image.
+
+    Attributes:
+        share: the rows of this rank.
+        measures: the measures that arms are judged by.
+    """
+
+    def __init__(
+        self,
+        rows: list[dict],
+        worker: Worker,
+        text_rewards: dict[str, TextReward],
+        objective: Objective,
+        args: PromptEnhancerConfig | EvaluationConfig,
+        images_kept: int = IMAGES_KEPT,
+    ):
+        self.rows = rows
+        self.objective = objective
+        self.measures = Measures(rows, objective.weights, args.success_threshold, worker.token_limits)
+        self._evaluate = functools.partial(
+            evaluate_prompts,
+            worker=worker,
+            text_rewards=text_rewards,
+            images_per_prompt=args.validation_images_per_prompt,
+            seed=args.seed,
+            checker=resolve(args.checker) if args.checker else None,
+            images_kept=images_kept,
+        )
+        self._writing = {"max_new_tokens": args.max_completion_length, "batch_size": args.per_device_eval_batch_size}
+        state = PartialState()
+        size = -(-len(rows) // state.num_processes)
+        start = state.process_index * size
+        self.share = rows[start : start + size]
+        # Padded to equal length: with sharded weights all ranks must call generate equally often.
+        self._padded_share = self.share + rows[:1] * (size - len(self.share))
+
+    @functools.cached_property
+    def original(self) -> Arm:
+        """The arm of the user prompts."""
+        arm = self._render([row["user_prompt"] for row in self.share])
+        arm.totals = self.objective.totals_by_prompt(arm.rewards, arm.rewards)
+        return arm
+
+    def rewrite(self, enhancer: PromptEnhancer) -> list[Enhancement]:
+        """Return the enhancer's likeliest rewrites of this rank's share."""
+        return enhancer.enhance(
+            [row["user_prompt"] for row in self._padded_share],
+            temperature=0,
+            image=[row.get("image") for row in self._padded_share],
+            **self._writing,
+        )[: len(self.share)]
+
+    def render(self, prompts: Sequence[str], **answers: Any) -> Arm:
+        """Return the arm over all rows.
+
+        Args:
+            prompts: to render for each row of this rank's `share`.
+            **answers: `answers` and `malformed` of `evaluate_prompts`, if a policy wrote the prompts.
+
+        Raises:
+            RuntimeError: on all ranks alike, if not one prompt could be rendered and scored.
+        """
+        arm = self._render(prompts, **answers)
+        arm.totals = self.objective.totals_by_prompt(arm.rewards, self.original.rewards)
+        return arm
+
+    def _render(self, prompts: Sequence[str], **answers: Any) -> Arm:
+        arm = Arm.joined(gather_object([self._evaluate(prompts, self.share, **answers)]))
+        if arm.errors:
+            kinds = "; ".join(f"{count} x {error}" for error, count in Counter(arm.errors).most_common(3))
+            logger.warning(
+                "%d of %d validation prompts are left out: %s", arm.rewards.count(None), len(arm.rewards), kinds
+            )
+        if not any(arm.rewards):
+            raise RuntimeError(f"none of the {len(self.rows)} validation prompts could be scored: {arm.errors[:1]}")
+        return arm
+
+    def render_rewrites(self, enhancements: Sequence[Enhancement]) -> Arm:
+        """Return the arm over all rows; the enhancements are of this rank's share."""
+        return self.render(
+            [enhancement.prompt for enhancement in enhancements],
+            malformed=[enhancement.malformed for enhancement in enhancements],
+            answers=[enhancement.answer for enhancement in enhancements],
+        )
+
+    def summary(self, arm: Arm) -> dict[str, Any]:
+        """Return the figures of an arm, as results.json has them: see `Measures.summary`."""
+        return self.measures.summary(arm, self.original)
+
+    def metrics(self, arm: Arm) -> dict[str, float]:
+        """Return the metrics for trackers and `metric_for_best_model`: the numbers of `Measures.summary`,
+        `rewards/<name>/mean` and `reward_by_category/<category>`."""
+        summary = self.summary(arm)
+        names = (
+            "reward",
+            "above_original",
+            "quality_score",
+            "malformed",
+            "failed",
+            "success_rate",
+            "checker_accuracy",
+        )
+        values = {name: summary[name] for name in names}
+        values |= {f"rewards/{name}/mean": mean for name, mean in summary["rewards"].items()}
+        for category, indices in self.measures.groups("category").items():
+            totals = [total for total in arm.select(indices).totals if total is not None]
+            values[f"reward_by_category/{category}"] = float(np.mean(totals)) if totals else None
+        return {name: value for name, value in values.items() if value is not None}
+
+    def save(self, path: Path, step: int, arm: Arm, metrics: dict[str, float]) -> None:
+        """Write the step's metrics and the outcome of each prompt as JSON."""
+        kept = ("user_prompt", "category", "difficulty")
+        rows = [
+            {
+                **{name: row[name] for name in kept if name in row},
+                "rewrite": arm.prompts[i],
+                "malformed": arm.malformed[i],
+                "rewards": arm.rewards[i],
+                "original_rewards": self.original.rewards[i],
+                "checker_accuracy": arm.checker_accuracy[i],
+                "tokens": arm.tokens[i],
+            }
+            for i, row in enumerate(self.rows)
+        ]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"step": step, "metrics": metrics, "rows": rows}, indent=1, ensure_ascii=False))
+
+    def load(self, path: Path) -> Arm | None:
+        """Return an arm that `save` wrote, without its images; None if it is not there, or of other prompts."""
+        rows = json.loads(path.read_text())["rows"] if path.is_file() else []
+        if [row["user_prompt"] for row in rows] != [row["user_prompt"] for row in self.rows]:
+            return None
+        for row in rows:  # files from before 2026-12 call it right_pictures
+            row.setdefault("checker_accuracy", row.get("right_pictures"))
+        names = ("user_prompt", "rewrite", "rewards", "checker_accuracy", "tokens", "malformed")
+        user_prompts, prompts, rewards, accuracy, tokens, malformed = ([row[name] for row in rows] for name in names)
+        totals = self.objective.totals_by_prompt(rewards, [row["original_rewards"] for row in rows])
+        return Arm(user_prompts, prompts, rewards, [None] * len(rows), accuracy, tokens, malformed, totals=totals)

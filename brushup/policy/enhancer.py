@@ -1,0 +1,210 @@
+"""The enhancer: a policy with the template and the parser that it was trained with, for inference."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from PIL import Image
+from transformers import (
+    AutoProcessor,
+    BatchFeature,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    ProcessorMixin,
+)
+from trl.data_utils import prepare_multimodal_messages
+from trl.trainer.utils import create_model_from_path
+
+from brushup.common import default_device
+from brushup.policy.load import is_adapter, load_adapter
+from brushup.prompts.template import build_messages, parse_answer
+
+
+@dataclass(frozen=True)
+class Enhancement:
+    """A rewrite.
+
+    Attributes:
+        user_prompt: as the user wrote it.
+        prompt: the prompt to render: the rewrite, or `user_prompt` if the answer was malformed.
+        malformed: whether the answer held no prompt.
+        answer: the policy's whole answer.
+    """
+
+    user_prompt: str
+    prompt: str
+    malformed: bool
+    answer: str
+
+
+def vision_placeholder_ids(config: PreTrainedConfig) -> list[int]:
+    """Return the ids of the tokens that stand for images and videos in a prompt; empty for a text model.
+
+    A policy that writes one of them breaks its own next forward pass.
+    """
+    ids = (getattr(config, name, None) for name in ("image_token_id", "video_token_id"))
+    return [token for token in ids if token is not None]
+
+
+class PromptEnhancer:
+    """Rewrites prompts with a policy.
+
+        enhancer = PromptEnhancer.from_pretrained("runs/tiny_cpu")
+        enhancer.enhance("crimson disk, huge").prompt
+
+    Args:
+        model: an image-text or a text model, with or without an adapter.
+        processor: its processor (image-text) or tokenizer (text).
+    """
+
+    def __init__(self, model: PreTrainedModel | PeftModel, processor: ProcessorMixin | PreTrainedTokenizerBase):
+        self.model = model
+        self.processor = processor
+
+    @classmethod
+    def from_pretrained(
+        cls, model_or_adapter: str | Path, device: str | None = None, dtype: torch.dtype | str | None = None
+    ) -> "PromptEnhancer":
+        """Load the enhancer of a Hub id or a folder; an adapter names its base model.
+
+        Args:
+            device: default cuda, else mps, else cpu.
+            dtype: default bfloat16 on CUDA, else float32.
+
+        Raises:
+            OSError: there is no such model, or an adapter's base model is not found.
+            ValueError: an adapter does not fit its base model.
+        """
+        name, device = str(model_or_adapter), device or default_device()
+        dtype = dtype or (torch.bfloat16 if device.startswith("cuda") else torch.float32)
+        if is_adapter(name):
+            model = load_adapter(name, dtype=dtype, device_map=device)
+        else:
+            try:
+                model = create_model_from_path(name, dtype=dtype, device_map=device)
+            except (OSError, ValueError) as error:  # ValueError: a folder that holds no model
+                raise OSError(f"{name!r} is no folder here with a model, and no model on the Hub: {error}") from error
+        try:
+            processor = AutoProcessor.from_pretrained(name)
+        except (OSError, ValueError):  # an adapter without its processor
+            processor = AutoProcessor.from_pretrained(model.base_model.name_or_path)
+        return cls(model, processor)
+
+    def merge_and_save(self, folder: str | Path) -> None:
+        """Save a plain checkpoint, an adapter merged into its base model, for `vllm serve` or transformers.
+
+        The enhancer then holds the merged model.
+        """
+        if isinstance(self.model, PeftModel):
+            self.model = self.model.merge_and_unload(safe_merge=True)
+        self.model.save_pretrained(folder)
+        self.processor.save_pretrained(folder)
+
+    @torch.no_grad()  # not inference_mode: FSDP2 would go on with its tensors in training
+    def enhance(
+        self,
+        prompt: str | Sequence[str],
+        n: int = 1,
+        max_new_tokens: int = 128,
+        temperature: float | None = None,
+        seed: int = 0,
+        image: Image.Image | Sequence[Image.Image | None] | None = None,
+        batch_size: int = 32,
+    ) -> Enhancement | list[Enhancement] | list[list[Enhancement]]:
+        """Rewrite the user's prompt, or each of several.
+
+        Args:
+            prompt: one prompt, or several.
+            n: rewrites of each prompt.
+            max_new_tokens: an answer that does not end within them is malformed.
+            temperature: of the sampling. 0 takes the likeliest token each time, as validation does. Default: 0 for
+                `n` = 1, else 0.7.
+            seed: of the sampling; the same seed, prompts and batch size give the same rewrites.
+            image: a reference image beside the prompt, for image-text policies: one for all prompts, or a list with
+                an image or None for each.
+            batch_size: answers written at once.
+
+        Returns:
+            An `Enhancement` for a prompt, a list of them for several; with `n` > 1 a list of `n` in place of each.
+
+        Raises:
+            ValueError: there is an empty prompt, `n` < 1, not as many images as prompts, or an image for a policy
+                that reads text only.
+        """
+        temperature = (0.7 if n > 1 else 0.0) if temperature is None else temperature
+        user_prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        images = list(image) if isinstance(image, Sequence) else [image] * len(user_prompts)
+        self._check(user_prompts, images, n)
+        repeated = [pair for pair in zip(user_prompts, images, strict=True) for _ in range(n)]
+        enhancements = []
+        was_training = self.model.training
+        self.model.eval()
+        devices = [self.model.device] if self.model.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):
+            torch.manual_seed(seed)
+            for start in range(0, len(repeated), batch_size):
+                batch, batch_images = zip(*repeated[start : start + batch_size], strict=True)
+                answers = self._answer(batch, batch_images, max_new_tokens, temperature)
+                for user_prompt, (answer, rewrite) in zip(batch, answers, strict=True):
+                    enhancements.append(Enhancement(user_prompt, rewrite or user_prompt, rewrite is None, answer))
+        self.model.train(was_training)
+        if n > 1:
+            enhancements = [enhancements[start : start + n] for start in range(0, len(enhancements), n)]
+        return enhancements[0] if isinstance(prompt, str) else enhancements
+
+    def _check(self, user_prompts: list[str], images: list[Image.Image | None], n: int) -> None:
+        """Raise a ValueError if `enhance` cannot work with these."""
+        empty = sum(not user_prompt.strip() for user_prompt in user_prompts)
+        if n < 1 or len(images) != len(user_prompts) or empty:
+            raise ValueError(
+                f"enhance needs n >= 1, prompts that are not empty, and an image for every prompt or for none; got "
+                f"n={n}, {len(user_prompts)} prompts ({empty} empty), {len(images)} images"
+            )
+        if any(images) and not isinstance(self.processor, ProcessorMixin):
+            raise ValueError("this policy reads text only: leave `image` out")
+
+    def _answer(
+        self,
+        user_prompts: Sequence[str],
+        images: Sequence[Image.Image | None],
+        max_new_tokens: int,
+        temperature: float,
+    ) -> list[tuple[str, str | None]]:
+        """Return the policy's answer to each prompt, and the rewrite in it; None if it is malformed."""
+        inputs = self._inputs(user_prompts, images)
+        declared = self.model.generation_config.eos_token_id
+        ends = {self._tokenizer.eos_token_id, *(declared if isinstance(declared, list) else [declared])} - {None}
+        sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+        generated = self.model.generate(
+            **inputs,
+            **(sampling if temperature else {"do_sample": False}),
+            max_new_tokens=max_new_tokens,
+            eos_token_id=list(ends),
+            suppress_tokens=vision_placeholder_ids(self.model.config) or None,
+        )[:, inputs["input_ids"].shape[1] :]
+        finished = torch.isin(generated, torch.tensor(list(ends), device=generated.device)).any(dim=1).tolist()
+        texts = self._tokenizer.batch_decode(generated, skip_special_tokens=True)
+        return [(text, parse_answer(text, done)) for text, done in zip(texts, finished, strict=True)]
+
+    @property
+    def _tokenizer(self) -> PreTrainedTokenizerBase:
+        return self.processor.tokenizer if isinstance(self.processor, ProcessorMixin) else self.processor
+
+    def _inputs(self, user_prompts: Sequence[str], images: Sequence[Image.Image | None]) -> BatchFeature:
+        """Return the policy's input tensors, padded on the left, on its device."""
+        messages = [build_messages(prompt) for prompt in user_prompts]
+        image_inputs = {}
+        if isinstance(self.processor, ProcessorMixin):
+            messages = [
+                prepare_multimodal_messages(conversation, images=[image] if image else None)
+                for conversation, image in zip(messages, images, strict=True)
+            ]
+            image_inputs = {"images": [image for image in images if image] or None}
+        self._tokenizer.padding_side = "left"
+        texts = self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        return self.processor(
+            text=texts, **image_inputs, padding=True, add_special_tokens=False, return_tensors="pt"
+        ).to(self.model.device)

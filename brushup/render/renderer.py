@@ -1,0 +1,220 @@
+"""The renderer: a diffusers text-to-image pipeline that turns prompts and seeds into images."""
+
+import functools
+import inspect
+import logging
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from diffusers.image_processor import VaeImageProcessor
+from PIL import Image
+
+from brushup.config import RenderConfig
+from brushup.render.job import FailureKind
+from brushup.render.pipeline import check_names, compile_models, find_tokenizers, limit_gpu_memory, load_pipeline
+
+
+logger = logging.getLogger(__name__)
+
+SET_BY_RENDERER = ("prompt", "num_images_per_prompt", "generator", "output_type", "return_dict")
+
+
+@dataclass(frozen=True)
+class RenderFailure:
+    """Stands for an image that the machine failed to render; `reason` says why."""
+
+    reason: str
+    kind: FailureKind = "other"
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """A rendered image as `pixels`, uint8, (3, height, width), and as a PIL image when it is asked for."""
+
+    pixels: torch.Tensor
+
+    @classmethod
+    def of(cls, image: Image.Image, device: str = "cpu") -> "Picture":
+        """Return the picture of a PIL image, its pixels on the device."""
+        return cls(torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).contiguous().to(device))
+
+    @functools.cached_property
+    def image(self) -> Image.Image:
+        """The PIL image, RGB; converted once."""
+        return Image.fromarray(self.pixels.permute(1, 2, 0).cpu().numpy())
+
+
+class Renderer:
+    """Renders images with any diffusers text-to-image pipeline.
+
+    Each image starts from noise of its own seed, made on the CPU, so the same prompt and seed give the same image in
+    any batch and on any rank; only rounding differs (on a CPU in float32 by at most 2 of 255 a channel). With a
+    scheduler that adds noise at each step, that holds if the pipeline hands it the seeds; Stable Diffusion 3 and FLUX
+    do not.
+
+    Args:
+        config: the settings of the generator.
+
+    Attributes:
+        pipeline: the diffusers pipeline.
+        device: where it renders.
+        batch_size: images rendered at once; out of memory halves it.
+        images_drawn: images rendered so far.
+
+    Raises:
+        ValueError: a setting does not exist, or this pipeline does not take it; the message starts with its YAML key.
+    """
+
+    def __init__(self, config: RenderConfig):
+        self.generator = config.generator
+        self.device = config.device
+        self.render_kwargs = dict(config.render_kwargs)
+        self.images_drawn = 0
+        self.batch_size = config.batch_size
+        device = torch.empty(0, device=self.device).device  # with its index: "cuda" is this rank's GPU
+        limit_gpu_memory(config.gpu_memory_fraction, device)
+        self.pipeline = load_pipeline(config, device)
+        parameters = inspect.signature(self.pipeline.__call__).parameters
+        allowed = [name for name in parameters if name not in SET_BY_RENDERER]
+        check_names("render_kwargs", self.render_kwargs, allowed, type(self.pipeline).__name__)
+
+        # Of several prompts with several images each, Sana, Lumina, AuraFlow, Hunyuan-DiT and others mix up the
+        # attention masks (they repeat them in another order than the embeddings); one prompt per image is always
+        # right. And compiled models want batches of one size, whatever the numbers of prompts and seeds are.
+        can_share = "num_images_per_prompt" in parameters and not any("attention_mask" in name for name in parameters)
+        self.shares_prompts = can_share and not config.compile_generator
+        # Asked for "pt", pipelines without a VAE of that name (Kandinsky, PRX in pixels) return pixels in -1..1.
+        has_vae = getattr(self.pipeline, "vae", None) is not None
+        is_processed = isinstance(getattr(self.pipeline, "image_processor", None), VaeImageProcessor)
+        self.output_type = "pt" if has_vae and is_processed else "np"
+        length = parameters.get("max_sequence_length")
+        self._tokenizers = find_tokenizers(
+            self.pipeline, self.render_kwargs.get("max_sequence_length", length and length.default)
+        )
+        self._compiled = False
+        if config.compile_generator:
+            self._compile()
+
+    @property
+    def token_limits(self) -> dict[str, int]:
+        """Tokens of a prompt that each tokenizer of the generator reads, e.g. {"clip": 77, "t5": 256}."""
+        return {name: limit for name, (_, limit) in self._tokenizers.items()}
+
+    def count_tokens(self, prompts: Sequence[str]) -> list[dict[str, int]]:
+        """Return the length of each prompt for each tokenizer, uncut, special tokens included."""
+        counts: list[dict[str, int]] = [{} for _ in prompts]
+        for name, (tokenizer, _) in self._tokenizers.items():
+            for count, prompt in zip(counts, prompts, strict=True):
+                count[name] = len(tokenizer(prompt, verbose=False)["input_ids"])  # else it warns of long ones
+        return counts
+
+    def render(self, jobs: Sequence[tuple[str, int]]) -> list[Image.Image | RenderFailure]:
+        """Render each (prompt, seed) as `draw` does, and return PIL images."""
+        return [item if isinstance(item, RenderFailure) else item.image for item in self.draw(jobs)]
+
+    def draw(self, jobs: Sequence[tuple[str, int]]) -> list[Picture | RenderFailure]:
+        """Render each (prompt, seed). Equal jobs are rendered once, and a prompt with several seeds is encoded once
+        (for most pipelines: see `shares_prompts`).
+
+        Returns:
+            In the order of the jobs a `Picture`, its pixels on the renderer's device, or a `RenderFailure`: the
+            pipeline raised, or the image has NaNs or is blank (all pixels alike). A failure does not touch the other
+            batches. Out of memory halves the batch size and goes on; only a single image that does not fit fails.
+        """
+        rendered = self._draw_all(list(dict.fromkeys(jobs)))
+        return [rendered[job] for job in jobs]
+
+    def _draw_all(self, jobs: list[tuple[str, int]]) -> dict[tuple[str, int], Picture | RenderFailure]:
+        rendered: dict[tuple[str, int], Picture | RenderFailure] = {}
+        for prompts, seeds in self._batches(jobs):
+            rendered.update(self._draw_batch(prompts, seeds))
+        return rendered
+
+    def _batches(self, jobs: list[tuple[str, int]]) -> Iterator[tuple[list[str], list[list[int]]]]:
+        """Yield batches of prompts with the same number of seeds each, since a pipeline takes one number for all.
+
+        That number is one if the pipeline can't share a prompt.
+        """
+        seeds_of: dict[str, list[int]] = defaultdict(list)
+        for prompt, seed in jobs:
+            seeds_of[prompt].append(seed)
+        longest = self.batch_size if self.shares_prompts else 1
+        by_count: dict[int, list[tuple[str, list[int]]]] = defaultdict(list)
+        for prompt, seeds in seeds_of.items():
+            for start in range(0, len(seeds), longest):
+                chunk = seeds[start : start + longest]
+                by_count[len(chunk)].append((prompt, chunk))
+        for count, items in by_count.items():
+            while items:
+                width = max(1, self.batch_size // count)  # out of memory makes it smaller meanwhile
+                prompts, seeds = zip(*items[:width], strict=True)
+                del items[:width]
+                yield list(prompts), list(seeds)
+
+    def _draw_batch(
+        self, prompts: list[str], seeds: list[list[int]]
+    ) -> dict[tuple[str, int], Picture | RenderFailure]:
+        """Render one batch; out of memory halves the batch size and renders it in parts."""
+        jobs = [(prompt, seed) for prompt, chunk in zip(prompts, seeds, strict=True) for seed in chunk]
+        filled = jobs + [jobs[-1]] * (self.batch_size - len(jobs) if self._compiled else 0)
+        try:
+            images = self._call_pipeline(prompts + [prompts[-1]] * (len(filled) - len(jobs)), len(seeds[0]), filled)
+        # Sana only warns of running out of memory in its decoder, and then lacks its `image`
+        except (torch.OutOfMemoryError, UnboundLocalError) as error:
+            out_of_memory = str(error)  # and not the error itself: its traceback holds the memory
+        except RuntimeError as error:
+            return dict.fromkeys(jobs, RenderFailure(f"{type(error).__name__}: {error}"))
+        else:
+            self.images_drawn += len(jobs)
+            return dict(zip(jobs, self._checked(images[: len(jobs)]), strict=True))
+        if len(filled) == 1:
+            reason = f"out of memory for a single picture: {out_of_memory}"
+            return {jobs[0]: RenderFailure(reason, "out_of_memory")}
+        self.batch_size = min(self.batch_size, len(filled) // 2)
+        logger.warning("out of memory with %d images at once; going on with %d", len(filled), self.batch_size)
+        torch.cuda.empty_cache()
+        return self._draw_all(jobs)
+
+    def _call_pipeline(
+        self, prompts: list[str], images_per_prompt: int, jobs: list[tuple[str, int]]
+    ) -> torch.Tensor | np.ndarray:
+        """Return images in 0..1: a tensor, (count, 3, height, width), or an array, (count, height, width, 3)."""
+        arguments = {**self.render_kwargs, "prompt": prompts}
+        if self.shares_prompts:
+            arguments["num_images_per_prompt"] = images_per_prompt
+        for name, value in arguments.items():
+            if name.startswith("negative_prompt") and isinstance(value, str):  # some pipelines want one per prompt
+                arguments[name] = [value] * len(prompts)
+        generators = [torch.Generator("cpu").manual_seed(seed) for _, seed in jobs]
+        with torch.inference_mode():
+            return self.pipeline(generator=generators, output_type=self.output_type, **arguments).images
+
+    def _compile(self) -> None:
+        """Compile, and render once: the first batch takes minutes, for which a job in a service has no time."""
+        compile_models(self.pipeline)
+        self._compiled = True
+        (picture,) = self.draw([("a picture", 0)])
+        if isinstance(picture, RenderFailure) and not self.images_drawn:
+            raise RuntimeError(f"compile_generator: once compiled, it does not render; leave it out. {picture.reason}")
+        self.images_drawn = 0
+
+    def _checked(self, images: torch.Tensor | np.ndarray) -> list[Picture | RenderFailure]:
+        """Return the images of `_call_pipeline` as pictures; an image with NaNs, and a blank one, is a failure."""
+        if isinstance(images, np.ndarray):
+            images = torch.from_numpy(images).permute(0, 3, 1, 2)
+        images = images.to(self.device, torch.float32)
+        low, high = images.flatten(1).aminmax(dim=1)  # NaN if a pixel is
+        checked: list[Picture | RenderFailure] = []
+        pixels = (images * 255).round().to(torch.uint8).contiguous()
+        for image, spread in zip(pixels, (high - low).tolist(), strict=True):  # one transfer a batch
+            if not math.isfinite(spread):
+                checked.append(RenderFailure("the picture has NaN or infinite pixels", "bad_image"))
+            elif spread < 2 / 255:
+                checked.append(RenderFailure("the picture is blank: all pixels are alike", "bad_image"))
+            else:
+                checked.append(Picture(image))
+        return checked

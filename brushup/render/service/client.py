@@ -1,0 +1,215 @@
+"""The client of the render service: a worker that works elsewhere."""
+
+import asyncio
+import json
+import logging
+import os
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import replace
+from typing import Any
+
+import httpx
+from tenacity import AsyncRetrying, retry_if_exception, stop_before_delay, wait_random_exponential
+
+from brushup.config import RenderConfig
+from brushup.render.job import MAX_PROMPT_CHARS, RenderJob, RenderResult
+from brushup.render.service.protocol import Info, ScoreReply, ScoreRequest, settings_of, split_between_rewrites
+from brushup.rewards.registry import RewardSpec
+
+
+logger = logging.getLogger(__name__)
+JOBS_PER_REQUEST = 16
+REQUESTS_AT_ONCE = 16
+SAY_EVERY = 5  # seconds, while waiting for a service that does not answer
+
+
+class WorkerUnavailable(ConnectionError):
+    """The service did not answer in time."""
+
+
+def is_temporary(status: int) -> bool:
+    """Return whether the same request may succeed later: the service is overloaded, or not there yet (404, 5xx)."""
+    return status in (404, 408, 429) or status >= 500
+
+
+def may_pass(error: BaseException) -> bool:
+    """Return whether asking again may help: the connection broke, or the status is temporary."""
+    if isinstance(error, httpx.HTTPStatusError):
+        return is_temporary(error.response.status_code)
+    return isinstance(error, httpx.TransportError)
+
+
+class HttpWorker:
+    """A render service as a worker. Jobs are seeded, so a job that is sent again has the same result.
+
+    Args:
+        url: of the service, e.g. `http://127.0.0.1:8100`.
+        rewards: names of the image rewards to ask for.
+        timeout: seconds for one `submit`, waiting for a service that is started again included.
+        start_command: what a user types to start the service, for the error message.
+        token: default the environment variable BRUSHUP_TOKEN.
+
+    Raises:
+        WorkerUnavailable: it does not answer within `timeout`.
+    """
+
+    is_remote = True
+
+    def __init__(self, url: str, rewards: list[str], timeout: float, start_command: str, token: str | None = None):
+        self.url = url.rstrip("/")
+        self.rewards = rewards
+        self.timeout = timeout
+        self.start_command = start_command
+        self.images_drawn = 0
+        self.seconds: dict[str, float] = {}  # the service knows them
+        self._in_flight: dict[tuple[RenderJob, bool], asyncio.Future[RenderResult]] = {}
+        self._said = 0.0
+        token = token or os.environ.get("BRUSHUP_TOKEN")
+        self._client = httpx.AsyncClient(
+            base_url=self.url, headers={"Authorization": f"Bearer {token}"} if token else None
+        )
+        self._slots = asyncio.Semaphore(REQUESTS_AT_ONCE)
+        self._loop = asyncio.new_event_loop()
+        threading.Thread(target=self._loop.run_forever, name="render client", daemon=True).start()
+        self.info = Info.model_validate_json(self._wait(self._request("GET", "/v1/info", self._deadline())))
+
+    def __str__(self) -> str:
+        return f"{self.info.settings['generator']} on {self.info.num_replicas} replicas at {self.url}"
+
+    @property
+    def token_limits(self) -> dict[str, int]:
+        """Tokens of a prompt that each tokenizer of the generator reads."""
+        return self.info.token_limits
+
+    def submit(self, jobs: Sequence[RenderJob], return_images: bool = False) -> "Future[list[RenderResult]]":
+        """Start `score` and return at once."""
+        return asyncio.run_coroutine_threadsafe(self._score(jobs, return_images), self._loop)
+
+    def score(self, jobs: Sequence[RenderJob], return_images: bool = False) -> list[RenderResult]:
+        """Render and score each job; equal jobs, also of another `submit` that is under way, are sent once.
+
+        Returns:
+            A result for each job, in order. A job that failed, or that the service did not answer in time, has an
+            `error` and no scores.
+        """
+        return self.submit(jobs, return_images).result()
+
+    def _deadline(self) -> float:
+        return time.monotonic() + self.timeout
+
+    def _wait(self, coroutine: Any) -> Any:
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+
+    async def _score(self, jobs: Sequence[RenderJob], return_images: bool) -> list[RenderResult]:
+        new = [job for job in dict.fromkeys(jobs) if (job, return_images) not in self._in_flight]
+        futures = {job: self._loop.create_future() for job in new}
+        self._in_flight |= {(job, return_images): future for job, future in futures.items()}
+        waiting = [self._in_flight[job, return_images] for job in jobs]
+        deadline = self._deadline()
+        parts = split_between_rewrites(new, JOBS_PER_REQUEST)
+        await asyncio.gather(*(self._send(part, futures, return_images, deadline) for part in parts))
+        return [replace(result) for result in await asyncio.gather(*waiting)]
+
+    async def _send(
+        self,
+        jobs: list[RenderJob],
+        futures: dict[RenderJob, "asyncio.Future[RenderResult]"],
+        return_images: bool,
+        deadline: float,
+    ) -> None:
+        too_long = [job for job in jobs if max(len(job.prompt), len(job.user_prompt)) > MAX_PROMPT_CHARS]
+        sent = [job for job in jobs if job not in too_long]
+        results = {
+            job: RenderResult.failed(f"the prompt has more than {MAX_PROMPT_CHARS} characters") for job in too_long
+        }
+        try:
+            if sent:
+                request = ScoreRequest(jobs=sent, rewards=self.rewards, images="webp" if return_images else "none")
+                reply = ScoreReply.model_validate_json(
+                    await self._request("POST", "/v1/score", deadline, request.model_dump_json())
+                )
+                results |= zip(sent, reply.results, strict=True)
+        except Exception as error:
+            results |= {job: RenderResult.failed(error) for job in sent}
+        for job in jobs:
+            self.images_drawn += results[job].error is None
+            futures[job].set_result(results[job])
+            del self._in_flight[job, return_images]
+
+    async def _request(self, method: str, path: str, deadline: float, content: str | None = None) -> bytes:
+        """Return the body of the reply; ask again, ever more slowly, until the deadline (of `time.monotonic`).
+
+        Raises:
+            WorkerUnavailable: the time is up.
+            httpx.HTTPStatusError: the service refused, and would again.
+        """
+        retrying = AsyncRetrying(
+            retry=retry_if_exception(may_pass),
+            wait=wait_random_exponential(multiplier=0.5, max=5),
+            stop=stop_before_delay(max(deadline - time.monotonic(), 0)),
+            before_sleep=lambda attempt: self._say(attempt.outcome.exception(), deadline),
+            reraise=True,
+        )
+        try:
+            async for attempt in retrying:
+                with attempt:
+                    async with self._slots:
+                        reply = await self._client.request(
+                            method,
+                            path,
+                            content=content,
+                            headers={"Content-Type": "application/json"},
+                            timeout=max(deadline - time.monotonic(), 0.1),
+                        )
+                    if reply.status_code == 401:
+                        raise PermissionError(f"{self.url} refused: set BRUSHUP_TOKEN to the secret of the service")
+                    if reply.is_client_error and not is_temporary(reply.status_code):
+                        raise ValueError(f"{self.url}{path} refused ({reply.status_code}): {reply.text[:500]}")
+                    reply.raise_for_status()
+                    return reply.content
+        except (httpx.TransportError, httpx.HTTPStatusError) as error:
+            raise WorkerUnavailable(
+                f"the worker at {self.url} did not answer for {self.timeout:.0f} s (worker_timeout; last: "
+                f"{type(error).__name__} {error}). Start it with: {self.start_command}"
+            ) from error
+
+    def _say(self, error: BaseException, deadline: float) -> None:
+        now = time.monotonic()
+        if now - self._said > SAY_EVERY:
+            self._said = now
+            logger.warning(
+                "the worker at %s does not answer (%s): asking again for up to %.0f s",
+                self.url,
+                type(error).__name__,
+                deadline - now,
+            )
+
+
+def connect(url: str, render: RenderConfig, rewards: Sequence[RewardSpec], serve_command: str) -> HttpWorker:
+    """Return the service at this address, if it renders and scores as the settings of this run say.
+
+    Args:
+        url: of the service.
+        render, rewards: the settings of this run; its image rewards are asked for.
+        serve_command: the command that starts the service, for the error message, without its port.
+
+    Raises:
+        ValueError: its settings differ; the message has each setting that differs, with both values.
+        WorkerUnavailable: it does not answer.
+    """
+    image_rewards = [spec.name for spec in rewards if spec.looks_at_images]
+    command = f"{serve_command} --port {httpx.URL(url).port or 80}"
+    worker = HttpWorker(url, image_rewards, render.worker_timeout, command)
+    ours, theirs = json.loads(json.dumps(settings_of(render, rewards))), dict(worker.info.settings)
+    # The service may know more rewards than this run asks for.
+    theirs["reward_funcs"] = sorted(set(ours["reward_funcs"]) & set(theirs["reward_funcs"]))
+    theirs["reward_kwargs"] = {n: kw for n, kw in theirs["reward_kwargs"].items() if n in ours["reward_funcs"]}
+    differ = [
+        f"{name}: here {ours[name]!r}, there {theirs.get(name)!r}" for name in ours if ours[name] != theirs.get(name)
+    ]
+    if differ:
+        raise ValueError(f"the worker at {url} was started with other settings: {'; '.join(differ)}")
+    return worker

@@ -1,0 +1,139 @@
+"""The worker of a run: in this process, a service at an address, or a service that the run starts itself."""
+
+import atexit
+import dataclasses
+import importlib.util
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
+
+from brushup.config import RenderConfig
+from brushup.render.job import Worker
+from brushup.render.service.client import connect
+from brushup.render.worker import load_worker
+from brushup.rewards.registry import RewardSpec
+
+
+SERVE = Path(__file__).parents[3] / "recipes" / "serve.py"
+START_TIMEOUT = 900  # seconds: a big generator may have to be downloaded
+
+
+def get_worker(
+    render: RenderConfig,
+    rewards: Sequence[RewardSpec],
+    output_dir: Path,
+    ddp_timeout: int,
+    serve_command: str = "python recipes/serve.py --config ...",
+) -> Worker:
+    """Return the worker that the setting `worker` names; all ranks call it together.
+
+    Args:
+        render: the settings of the generator.
+        rewards: the image rewards among them are loaded.
+        output_dir: where a service that the run starts writes its log.
+        ddp_timeout: seconds that ranks wait for each other.
+        serve_command: starts a service for this run, without its port; for the error message.
+
+    Raises:
+        ValueError: `worker` is none of the four, the deadlines do not nest, or a service was started with other
+            settings.
+        RuntimeError: the service could not be started; the message has the end of its log.
+        WorkerUnavailable: nothing answers at the address.
+    """
+    if render.worker not in ("local", "auto", "spawn") and not re.match(r"https?://", render.worker):
+        raise ValueError(f"worker: {render.worker!r} is none of local, auto, spawn and http://host:port")
+    gpus = spare_gpus()
+    if render.worker == "local" or (render.worker == "auto" and not gpus):
+        return load_worker(render, rewards)
+    if render.worker_timeout >= ddp_timeout:
+        raise ValueError(
+            f"deadlines must nest: worker_timeout ({render.worker_timeout:g} s, all images of a training batch) < "
+            f"ddp_timeout ({ddp_timeout} s, ranks waiting for each other). Change the one that is out of order"
+        )
+    url = render.worker
+    if render.worker in ("auto", "spawn"):
+        url = start_on_each_machine(render, rewards, output_dir, gpus if render.worker == "auto" else [])
+    return connect(url, render, rewards, serve_command)
+
+
+def spare_gpus() -> list[str]:
+    """Return the GPUs of this machine that no training process uses, as in CUDA_VISIBLE_DEVICES."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = visible.split(",") if visible else [str(index) for index in range(torch.cuda.device_count())]
+    return names[int(os.environ.get("LOCAL_WORLD_SIZE", "1")) :]
+
+
+def start_on_each_machine(
+    render: RenderConfig, rewards: Sequence[RewardSpec], output_dir: Path, gpus: list[str]
+) -> str:
+    """Return the address of the service that the first rank of this machine starts.
+
+    Raises:
+        RuntimeError: on all ranks alike, if a machine could not start its service.
+    """
+    state = PartialState()
+    url, error = "", None
+    if state.is_local_main_process:
+        try:
+            url = start_service(render, rewards, output_dir, gpus)
+        except RuntimeError as failure:
+            error = str(failure)
+    outcomes = gather_object([(url, error)])
+    if errors := [error for _, error in outcomes if error]:
+        raise RuntimeError(errors[0])
+    return outcomes[state.process_index - state.local_process_index][0]
+
+
+def start_service(render: RenderConfig, rewards: Sequence[RewardSpec], output_dir: Path, gpus: list[str]) -> str:
+    """Start recipes/serve.py as a child, and return its address once its models are loaded.
+
+    It has a replica for each GPU, or one on the CPU. It ends with this process, also when that is killed: Linux tells
+    it (see recipes/serve.py).
+
+    Raises:
+        RuntimeError: it ended, or took too long; the message has the end of its log.
+    """
+    if not importlib.util.find_spec("ray"):
+        raise RuntimeError(f'worker: {render.worker} needs Ray Serve: pip install -e ".[serve]"')
+    output_dir.mkdir(parents=True, exist_ok=True)
+    image_rewards = [spec for spec in rewards if spec.looks_at_images]
+    settings = dataclasses.asdict(render) | {
+        "reward_funcs": [spec.source for spec in image_rewards],
+        "reward_kwargs": {spec.source: spec.kwargs for spec in image_rewards},
+    }
+    name = f"worker-{socket.gethostname()}"  # each machine has its own
+    config, log = output_dir / f"{name}.yaml", output_dir / f"{name}.log"
+    config.write_text(json.dumps({k: v for k, v in settings.items() if v is not None}, indent=1))
+    command = [sys.executable, str(SERVE), "--config", str(config), "--port", "0"]
+    command += ["--num_replicas", str(len(gpus) or 1)]
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": ",".join(gpus), "BRUSHUP_PARENT": str(os.getpid())}
+    with log.open("w") as file:  # a session of its own: Ctrl-C must not end it before the training step is done
+        child = subprocess.Popen(command, stdout=file, stderr=file, env=environment, start_new_session=True)
+    atexit.register(end, child)
+    deadline = time.monotonic() + START_TIMEOUT
+    while child.poll() is None and time.monotonic() < deadline:
+        if ready := re.search(r"^ready: --worker (\S+)$", log.read_text(), re.MULTILINE):
+            return ready[1]
+        time.sleep(0.2)
+    end(child)
+    tail = "\n".join(log.read_text().splitlines()[-30:])
+    raise RuntimeError(f"the render service did not start; the end of {log}:\n{tail}")
+
+
+def end(child: subprocess.Popen) -> None:
+    """End the child, by force if it does not end within 15 s."""
+    child.terminate()
+    try:
+        child.wait(timeout=15)
+    except subprocess.TimeoutExpired:
+        child.kill()

@@ -1,0 +1,153 @@
+"""The worker in this process: renders jobs and scores their images."""
+
+import logging
+import math
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from numbers import Real
+
+import torch
+from PIL import Image
+
+from brushup.common import whole_on_each_rank
+from brushup.config import RenderConfig
+from brushup.render.job import RenderJob, RenderResult
+from brushup.render.renderer import Picture, Renderer, RenderFailure
+from brushup.rewards.registry import RewardSpec
+
+
+logger = logging.getLogger(__name__)
+
+ImageReward = Callable[[list[Image.Image] | list[torch.Tensor], list[str], list[str]], list[float | None]]
+
+
+class WrongScores(ValueError):
+    """A reward returned something other than scores; the message says what it returned."""
+
+
+class LocalWorker:
+    """A renderer and image rewards in this process, on a thread of their own.
+
+    Args:
+        renderer: renders the images.
+        image_rewards: `(images, user_prompts, prompts) -> scores`, by name. The images are PIL images; a reward whose
+            class has `takes_pixels = True` gets tensors, uint8, (3, height, width), on the renderer's device.
+
+    Attributes:
+        seconds: spent so far, by "render" and "score".
+    """
+
+    is_remote = False
+
+    def __init__(self, renderer: Renderer, image_rewards: dict[str, ImageReward]):
+        self.renderer = renderer
+        self.image_rewards = image_rewards
+        self.seconds = {"render": 0.0, "score": 0.0}
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="render")
+
+    def __str__(self) -> str:
+        return f"{self.renderer.generator} on {self.renderer.device}"
+
+    @property
+    def images_drawn(self) -> int:
+        """Images rendered so far."""
+        return self.renderer.images_drawn
+
+    @property
+    def token_limits(self) -> dict[str, int]:
+        """Tokens of a prompt that each tokenizer of the generator reads."""
+        return self.renderer.token_limits
+
+    def submit(self, jobs: Sequence[RenderJob], return_images: bool = False) -> "Future[list[RenderResult]]":
+        """Start `score` and return at once."""
+        return self._thread.submit(self.score, jobs, return_images)
+
+    def score(self, jobs: Sequence[RenderJob], return_images: bool = False) -> list[RenderResult]:
+        """Render and score each job; equal jobs are rendered and scored once.
+
+        Returns:
+            A result for each job, in order. A job that failed has an `error` and no scores: all or nothing. A reward
+            that raises, or does not return a number or None for each image, fails all of them. Images are there if
+            `return_images`.
+        """
+        unique = list(dict.fromkeys(jobs))
+        start = time.perf_counter()
+        rendered = dict(zip(unique, self.renderer.draw([(job.prompt, job.seed) for job in unique]), strict=True))
+        self.seconds["render"] += time.perf_counter() - start
+        prompts = list(dict.fromkeys(job.prompt for job in unique))
+        tokens = dict(zip(prompts, self.renderer.count_tokens(prompts), strict=True))
+        pictures = {job: item for job, item in rendered.items() if isinstance(item, Picture)}
+        start = time.perf_counter()
+        scores, error = self._score_pictures(pictures)
+        self.seconds["score"] += time.perf_counter() - start
+        results = {}
+        for job, item in rendered.items():
+            if isinstance(item, RenderFailure):
+                results[job] = RenderResult.failed(item.reason, item.kind)
+                continue
+            by_name = {name: values[job] for name, values in scores.items()}
+            unscored = [f"reward {n!r} gave {s} for this picture" for n, s in by_name.items() if not _is_finite(s)]
+            wrong = error or next(iter(unscored), None)
+            if wrong:
+                results[job] = RenderResult.failed(wrong, "reward", tokens=tokens[job.prompt])
+            else:
+                image = item.image if return_images else None
+                results[job] = RenderResult(by_name, image, tokens=tokens[job.prompt])
+        return [results[job] for job in jobs]
+
+    def _score_pictures(
+        self, pictures: dict[RenderJob, Picture]
+    ) -> tuple[dict[str, dict[RenderJob, float | None]], str | None]:
+        """Return the scores of each reward, and the error of a reward that failed, which fails all pictures."""
+        scores: dict[str, dict[RenderJob, float | None]] = {}
+        if not pictures:
+            return scores, None
+        jobs = list(pictures)
+        pixels = [picture.pixels for picture in pictures.values()]
+        images: list[Image.Image] | None = None
+        for name, reward in self.image_rewards.items():
+            takes_pixels = getattr(reward, "takes_pixels", False)
+            if not takes_pixels and images is None:
+                images = [picture.image for picture in pictures.values()]
+            try:
+                # Rewards that share a backbone know by the list that the images are the same.
+                values = scores_of(reward, pixels if takes_pixels else images, jobs)
+            except Exception as error:
+                logger.exception("reward %r failed", name)
+                reason = str(error) if isinstance(error, WrongScores) else f"failed: {type(error).__name__}: {error}"
+                return {}, f"reward {name!r} {reason}"
+            scores[name] = dict(zip(jobs, values, strict=True))
+        pixels.clear()  # a backbone keeps the list until the next call, and would keep the images with it
+        return scores, None
+
+
+def _is_finite(score: float | None) -> bool:
+    return score is not None and math.isfinite(score)
+
+
+def scores_of(
+    reward: ImageReward, images: list[Image.Image] | list[torch.Tensor], jobs: list[RenderJob]
+) -> list[float | None]:
+    """Return the score of each image, rendered for these jobs.
+
+    Raises:
+        WrongScores: another number of scores than images, or a score that is no number.
+        Exception: any that the reward raises.
+    """
+    returned = reward(images, [job.user_prompt for job in jobs], [job.prompt for job in jobs])
+    scores = [score.item() if hasattr(score, "item") else score for score in returned]  # of numpy or torch
+    if len(scores) != len(images):
+        raise WrongScores(f"returned {len(scores)} scores for {len(images)} pictures")
+    for score in scores:
+        if not (score is None or isinstance(score, Real)):
+            raise WrongScores(f"returned {score!r:.80} as a score, which is neither a number nor None")
+    return scores
+
+
+def load_worker(render: RenderConfig, rewards: Sequence[RewardSpec]) -> LocalWorker:
+    """Return a worker with the generator and the image rewards among `rewards`, whole on each rank."""
+    with whole_on_each_rank():
+        renderer = Renderer(render)
+        image_rewards = {spec.name: spec.load(renderer.device) for spec in rewards if spec.looks_at_images}
+    return LocalWorker(renderer, image_rewards)

@@ -1,0 +1,140 @@
+"""A rollout: the completions of a generation batch, on their way to the worker and back with their scores."""
+
+import math
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.logging import get_logger
+from trl.data_utils import prepare_multimodal_messages
+
+from brushup.render.job import RenderJob, RenderResult, mean_scores
+
+
+logger = get_logger(__name__)
+
+
+class ImageReward:
+    """A reward for TRL that reads the worker's scores from the column `image_scores`. It never raises.
+
+    Attributes:
+        error: of the last call; None if it went well.
+    """
+
+    def __init__(self, name: str):
+        self.__name__ = name
+        self.error: str | None = None
+
+    def __call__(self, image_scores: list[dict[str, float]], **columns: Any) -> list[float | None]:
+        """Return a score for each row; 0 for one without scores, which `ScoredBatch` marks malformed or failed."""
+        self.error = None
+        if any(scores and self.__name__ not in scores for scores in image_scores):
+            self.error = f"the worker gave no score of the reward {self.__name__!r}"
+            return [None] * len(image_scores)
+        return [scores[self.__name__] if scores else 0.0 for scores in image_scores]
+
+
+def prompts_of(rows: list[dict]) -> list:
+    """Return the messages of the rows, with their images, as `GRPOTrainer._generate_and_score_completions` does."""
+    prompts = [row["prompt"] for row in rows]
+    if "image" not in rows[0]:
+        return prompts
+    images = [[row["image"]] if row["image"] is not None else None for row in rows]
+    return [prepare_multimodal_messages(p, images=i) for p, i in zip(prompts, images, strict=True)]
+
+
+def jobs_of(prompts: Iterable[tuple[str, str]], seeds: Callable[[str], list[int]]) -> list[RenderJob]:
+    """Return the jobs of (prompt, user prompt) pairs: all rewrites of a user prompt share the seeds of it."""
+    return [RenderJob(prompt, user_prompt, seed) for prompt, user_prompt in prompts for seed in seeds(user_prompt)]
+
+
+@dataclass
+class Rollout:
+    """The part of one generation batch on this rank: written, and on its way to the worker.
+
+    Attributes:
+        rows: the data set's rows, one for each completion.
+        step: the optimizer step that trains on it.
+        generated: the return value of `GRPOTrainer._generate`.
+        rewrites: the prompts to render; None for a malformed completion.
+        token_count: the tokens that the loss is over, of all ranks; float, ().
+        images: the results of the rewrites, `images_per_prompt` for each that is not malformed.
+        original_prompts: the user prompts that are rendered as well.
+        originals: their results, `images_per_prompt` each; None if there are none.
+        keeps_images: whether the results carry their images.
+        submitted: when it was sent to the worker, as `time.perf_counter` tells it.
+    """
+
+    rows: list[dict]
+    step: int
+    generated: tuple
+    rewrites: list[str | None]
+    token_count: torch.Tensor
+    images: "Future[list[RenderResult]]"
+    original_prompts: list[str]
+    originals: "Future[list[RenderResult]] | None"
+    keeps_images: bool
+    submitted: float = field(default_factory=time.perf_counter)
+
+
+@dataclass
+class RenderedRows:
+    """The outcome of a rollout's images, one item for each row of this rank.
+
+    Attributes:
+        results: of each row's images; empty for a malformed completion.
+        originals: the results of each user prompt.
+        errors: of the machine.
+        seconds: from the submission to the last image.
+    """
+
+    results: list[list[RenderResult]]
+    originals: dict[str, list[RenderResult]]
+    errors: list[str]
+    seconds: float
+
+    @classmethod
+    def collect(cls, rollout: Rollout, images_per_prompt: int) -> "RenderedRows":
+        """Wait for the rollout's images. It never raises: an error is a failed result, on this rank alone."""
+        rendered = [rewrite for rewrite in rollout.rewrites if rewrite is not None]
+        try:
+            results = rollout.images.result()
+        except Exception as error:
+            results = [RenderResult.failed(error)] * (len(rendered) * images_per_prompt)
+        rows = iter(results[i : i + images_per_prompt] for i in range(0, len(results), images_per_prompt))
+        by_row = [next(rows) if rewrite is not None else [] for rewrite in rollout.rewrites]
+        errors = [result.error for row in by_row for result in row if result.error]
+        originals: dict[str, list[RenderResult]] = {}
+        try:
+            results = rollout.originals.result() if rollout.originals else []
+            starts = range(0, len(results), images_per_prompt)
+            by_prompt = [results[start : start + images_per_prompt] for start in starts]
+            originals = dict(zip(rollout.original_prompts, by_prompt, strict=bool(results)))
+        except Exception as error:
+            logger.warning(f"the user prompts could not be rendered: {type(error).__name__}: {error}")
+        return cls(by_row, originals, errors, time.perf_counter() - rollout.submitted)
+
+    @property
+    def scores(self) -> list[dict[str, float]]:
+        """The image rewards of each row, averaged over its images; empty if it is malformed or failed."""
+        return [mean_scores(results) for results in self.results]
+
+    @property
+    def tokens(self) -> list[dict[str, int]]:
+        """The length of each rewrite for each tokenizer of the generator; empty if nothing was rendered."""
+        return [results[0].tokens if results else {} for results in self.results]
+
+    def gains(self, rows: Sequence[dict], names: Sequence[str]) -> np.ndarray:
+        """Return each row's image rewards minus those of its user prompt, (rows, rewards); NaN where unknown."""
+        originals = {prompt: mean_scores(results) for prompt, results in self.originals.items()}
+        before = [originals.get(row["user_prompt"], {}) for row in rows]
+        return np.array(
+            [
+                [scores.get(name, math.nan) - original.get(name, math.nan) for name in names]
+                for scores, original in zip(self.scores, before, strict=True)
+            ]
+        )

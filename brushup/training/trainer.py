@@ -1,0 +1,234 @@
+"""`PromptEnhancerTrainer`: TRL's GRPO on rewrites that are rendered, and scored against the user's original prompt."""
+
+import shutil
+from collections import deque
+from contextlib import nullcontext
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import gather
+from transformers import Trainer, TrainerCallback
+from trl import GRPOTrainer
+from trl.models import unwrap_model_for_generation
+
+from brushup.config import PromptEnhancerConfig
+from brushup.evaluation.arm import Arm
+from brushup.evaluation.validation import Validation
+from brushup.policy.enhancer import PromptEnhancer, vision_placeholder_ids
+from brushup.policy.load import check_head
+from brushup.prompts.template import parse_answer
+from brushup.render.job import Worker, paired_seeds
+from brushup.rewards.combine import Objective
+from brushup.rewards.registry import RewardSpec, load_text_rewards
+from brushup.training.checkpoints import save_now
+from brushup.training.cost import StepTimes
+from brushup.training.hacking_watch import RewardHackingWatch
+from brushup.training.log_probs import record_log_probs
+from brushup.training.rollout import ImageReward, RenderedRows, Rollout, jobs_of, prompts_of
+from brushup.training.scoring import FailureLimit, ScoredBatch, log_batch
+from brushup.training.tracking import SHOWN_PROMPTS, save_samples
+from brushup.training.trl_adjustments import log_whole_steps, suppress_tokens
+from brushup.training.z_scores import ZScoreState
+
+
+class PromptEnhancerTrainer(GRPOTrainer):
+    """GRPO (https://huggingface.co/papers/2402.03300) on prompts that a worker renders.
+
+    All rewrites of an optimizer step (with `max_staleness: 1` also those of the next) are written before the first of
+    them is trained on, and go to the worker at once; it renders while the policy writes on, and trains. A malformed
+    completion is the policy's fault and has reward 0. A row of which the machine failed an image is left out: all its
+    rewards are NaN, which TRL excludes from the group. `evaluate` renders the held-out prompts (see [`Validation`])
+    instead of computing a loss.
+
+    Args:
+        model: as for `GRPOTrainer`.
+        worker: renders, and computes the image rewards.
+        rewards: all rewards, as `parse_rewards` returns them.
+        args: the settings.
+        eval_dataset: the held-out prompts, as `load_prompts` returns them.
+        **kwargs: as for `GRPOTrainer`.
+
+    Raises:
+        ValueError: as `check_head`; or `max_staleness` with TRL's continuous batching.
+    """
+
+    _tag_names = ["trl", "grpo", "brushup"]
+
+    def __init__(
+        self, model, worker: Worker, rewards: list[RewardSpec], args: PromptEnhancerConfig, eval_dataset=None, **kwargs
+    ):
+        self.text_rewards = load_text_rewards(rewards)
+        functions = [self.text_rewards.get(spec.name) or ImageReward(spec.name) for spec in rewards]
+        super().__init__(model, functions, args=args, eval_dataset=eval_dataset, **kwargs)
+        check_head(self.model, self.accelerator.is_fsdp2)
+        if args.max_staleness and self.use_transformers_continuous_batching:
+            raise ValueError(
+                f"max_staleness: {args.max_staleness} needs the log-probabilities of sampled tokens, which "
+                "use_transformers_continuous_batching does not tell: leave that out, or set use_vllm: true"
+            )
+        self.worker, self.rewards = worker, rewards
+        self.objective = Objective.from_specs(rewards)
+        self.validation = Validation(list(eval_dataset or []), worker, self.text_rewards, self.objective, args)
+        self.arms: dict[int, Arm] = {}  # the outcome of each validation, by step
+        measures_gain = args.log_gain or bool(self.objective.gain_gates)
+        self.gained = [spec.name for spec in rewards if measures_gain and spec.looks_at_images]
+        self.failure_limit = FailureLimit(args.max_failed_batches)
+        self.add_callback(RewardHackingWatch(args.reward_hacking_window, args.stop_on_reward_hacking))
+        self.add_callback(ZScoreState())
+        self.times = StepTimes()
+        self._stream, self._source = deque(), None  # micro-batches of rows after this optimizer step, and their source
+        self._known: list[list[dict]] = []  # micro-batches of this optimizer step, and those after it that are known
+        self._first_micro_step = 0  # `self._step` of the first of them
+        self._rollouts: deque[Rollout] = deque()  # written, not yet trained on
+        self._rollout: Rollout | None = None  # the one that TRL is scoring
+        self._scored: list[ScoredBatch] = []  # earlier rollouts of this optimizer step
+        self._token_counts: dict[int, list[torch.Tensor]] = {}  # of all rollouts, by optimizer step
+        log_whole_steps(self)
+        suppress_tokens(self, vision_placeholder_ids(self.model.config))
+
+    def callback(self, kind: type[TrainerCallback]) -> TrainerCallback:
+        """Return the callback of this class; transformers replaces the instance when a run is resumed."""
+        return next(callback for callback in self.callback_handler.callbacks if type(callback) is kind)
+
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        if epoch_iterator is not self._source:
+            self._source, self._stream = epoch_iterator, deque()
+        ahead = self.args.max_staleness * max(num_batches, self.args.steps_per_generation * self.num_iterations)
+        self._stream.extend(islice(epoch_iterator, num_batches + ahead - len(self._stream)))
+        batches = [self._stream.popleft() for _ in range(min(num_batches, len(self._stream)))]
+        self._known, self._first_micro_step = [*batches, *self._stream], self._step
+        return super().get_batch_samples(iter(batches), num_batches, device)
+
+    def _generate_and_score_completions(self, inputs):
+        start, every = self._step - self._first_micro_step, self.args.steps_per_generation * self.num_iterations
+        for index in range(start, len(self._known), every)[len(self._rollouts) :]:
+            step = self.state.global_step + index // self.args.gradient_accumulation_steps
+            if step < self.state.max_steps:
+                with self.times.measure("write"):
+                    self._rollouts.append(self._write(self._known[index], step))
+        self._rollout = self._rollouts.popleft()
+        output = super()._generate_and_score_completions(inputs)
+        # TRL's token-level losses divide by the tokens of a generation batch: make it those of the optimizer step.
+        output["num_items_in_batch"] = torch.stack(self._token_counts[self._rollout.step]).mean()
+        if self.args.max_staleness and not self.use_vllm:  # importance sampling corrects for the update since
+            output["old_per_token_logps"] = output["sampling_per_token_logps"]
+        return output
+
+    def _write(self, rows: list[dict], step: int) -> Rollout:
+        """Write the completions of these rows, submit their rewrites, and return the rollout."""
+        records = self.args.max_staleness and not self.use_vllm  # vLLM tells log-probabilities by itself
+        policy = self.accelerator.unwrap_model(self.model_wrapped)
+        with record_log_probs(policy, self.temperature) if records else nullcontext() as recorder:
+            prompt_ids, ids, tool_mask, completions, log_probs, *rest = super()._generate(prompts_of(rows))
+        log_probs = recorder.for_tokens(ids) if recorder else log_probs
+        answers = self.processing_class.batch_decode(ids, skip_special_tokens=True)
+        finished = [token_ids[-1] in self.eos_token_ids for token_ids in ids]
+        rewrites = [parse_answer(*pair) for pair in zip(answers, finished, strict=True)]
+        ends = (*self.eos_token_ids, self._tokenizer.pad_token_id)
+        counted = sum(len(t) for t in ids if t[-1] in ends or not self.mask_truncated_completions)  # by the loss
+        token_count = gather(torch.tensor([float(counted)], device=self.accelerator.device)).sum()
+        every = self.args.log_images_steps
+        keeps_images = bool(every and step % every == 0 and step not in self._token_counts)
+        keeps_images &= self.accelerator.is_main_process
+        originals = list(dict.fromkeys(row["user_prompt"] for row in rows))
+        originals = originals if self.gained else originals[: SHOWN_PROMPTS * keeps_images]
+        seeds = partial(paired_seeds, self.args.seed, step, count=self.args.images_per_prompt)
+        written = [(r, row["user_prompt"]) for r, row in zip(rewrites, rows, strict=True) if r is not None]
+        rollout = Rollout(
+            rows,
+            step,
+            (prompt_ids, ids, tool_mask, completions, log_probs, *rest),
+            rewrites,
+            token_count,
+            self.worker.submit(jobs_of(written, seeds), keeps_images),
+            originals,
+            self.worker.submit(jobs_of([(p, p) for p in originals], seeds), keeps_images) if originals else None,
+            keeps_images,
+        )
+        self._token_counts = {s: counts for s, counts in self._token_counts.items() if s >= self.state.global_step}
+        self._token_counts.setdefault(step, []).append(rollout.token_count)
+        return rollout
+
+    def _generate(self, prompts):
+        return self._rollout.generated  # written before: TRL asks for it when it scores the rollout
+
+    def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
+        rollout = self._rollout
+        with self.times.measure("wait"):
+            rendered = RenderedRows.collect(rollout, self.args.images_per_prompt)
+        # Rewards judge the prompt that is rendered, so text rewards get the parsed rewrites.
+        parsed = [[{"role": "assistant", "content": rewrite or ""}] for rewrite in rollout.rewrites]
+        columns = zip(inputs, rendered.scores, rendered.tokens, completions, strict=True)
+        rows = [
+            {**row, "image_scores": scores, "rewrite_tokens": tokens, "answer": completion[0]["content"]}
+            for row, scores, tokens, completion in columns
+        ]
+        # No reward raises on one rank alone: the others would wait for it in TRL's gather.
+        raw = super()._calculate_rewards(rows, prompts, parsed, completion_ids_list)
+        rendered.errors += [reward.error for reward in self.reward_funcs if reward.error]
+        z_scores = self.callback(ZScoreState)
+        self.objective.load_state(z_scores.values)
+        batch = ScoredBatch.gather(rollout, rendered, raw, self.objective, self.worker.token_limits)
+        z_scores.values = self.objective.state()
+        log_batch(self, batch, rollout, self.objective, self.gained)
+        if rollout.keeps_images:
+            save_samples(self, rollout, rendered, batch)
+        self._scored.append(batch)
+        if all(other.step != rollout.step for other in self._rollouts):  # the step's last
+            self._see_step(ScoredBatch.joined(self._scored))
+            self._scored = []
+        return torch.tensor(batch.values, dtype=torch.float32, device=raw.device)
+
+    def _see_step(self, batch: ScoredBatch) -> None:
+        """Look at all rows of an optimizer step: log, and raise on all ranks alike if too many batches failed."""
+        metrics = {f"render/{name}": seconds for name, seconds in self.times.finish_step().items()}
+        metrics |= {"render/seconds": batch.seconds} | self.callback(RewardHackingWatch).see(batch, self.objective)
+        for name, value in metrics.items():
+            self._log_metric(name, value)
+        if error := self.failure_limit.check(batch):
+            raise RuntimeError(error + save_now(self))
+
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
+        """Render the held-out prompts as the policy rewrites them now, with its likeliest completions.
+
+        Write `validation_<step>.json`, keep the arm in `arms[step]`, and log the metrics of `Validation.metrics` with
+        the prefix `eval_`. The user's prompt replaces a malformed completion, as at inference.
+
+        Raises:
+            RuntimeError: on all ranks alike, if not one prompt could be rendered and scored.
+        """
+        step, validation, limits = self.state.global_step, self.validation, self.worker.token_limits
+        with (
+            unwrap_model_for_generation(
+                self.model_wrapped,
+                self.accelerator,
+                gather_deepspeed3_params=self.args.ds3_gather_for_generation,
+                gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
+            ) as model,
+            self._dist.summon_full_params(self.model_wrapped, recurse=False),
+        ):
+            enhancements = validation.rewrite(PromptEnhancer(model, self.processing_class))
+        try:
+            arm = self.arms[step] = validation.render_rewrites(enhancements)
+        except RuntimeError as error:
+            raise RuntimeError(f"{error}{save_now(self)}") from error
+        watch = self.callback(RewardHackingWatch)
+        metrics = validation.metrics(arm) | watch.see_validation(step, self.arms, self.objective, limits)
+        if self.accelerator.is_main_process:
+            validation.save(Path(self.args.output_dir) / f"validation_{step}.json", step, arm, metrics)
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
+        Trainer.log(self, metrics)  # TRL's `log` would add the metrics of the training steps, and clear them
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save as TRL does, but without the copy of the adapter that training started from."""
+        super().save_model(output_dir, _internal_call)
+        if output_dir in (None, self.args.output_dir) and self.args.should_save:
+            shutil.rmtree(Path(self.args.output_dir) / "ref", ignore_errors=True)
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Do nothing: the recipe writes the card at the end, with the results; TRL would at each checkpoint."""

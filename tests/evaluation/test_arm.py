@@ -1,0 +1,128 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from brushup.evaluation.arm import Arm, before_after_sheet, evaluate_prompts
+from brushup.evaluation.compare import Measures, paired_difference, results_table, win_rate
+from brushup.evaluation.sheet import CELL, GAP, can_write
+from brushup.rewards.combine import Objective
+from brushup.rewards.registry import load_reward
+from world import canonical_caption, check_pictures
+
+
+def arm(*scores, prompts=None, tokens=None):
+    nothing = [None] * len(scores)
+    rewards = [None if score is None else {"clip": score} for score in scores]
+    prompts, tokens = prompts or ["p"] * len(scores), tokens or [{}] * len(scores)
+    return Arm(prompts, rewards, nothing, nothing, tokens, [False] * len(scores), totals=list(scores))
+
+
+def test_paired_difference_leaves_failed_pairs_out():
+    gain = paired_difference([0.3, 0.5, 0.4, 0.9, None], [0.1, 0.2, 0.3, None, 0.5])
+    assert gain["mean"] == pytest.approx(0.2)
+    assert 0.1 <= gain["ci95"][0] < 0.2 < gain["ci95"][1] <= 0.3
+    assert paired_difference([0.3, None], [0.1, 0.2]) == {"mean": None, "ci95": None}  # one pair has no spread
+
+
+def test_the_interval_holds_the_true_difference_in_about_95_of_100_trials():
+    rng = np.random.default_rng(0)
+    held = 0
+    for trial in range(100):
+        differences = rng.normal(0.3, 1.0, 80)
+        low, high = paired_difference(differences, [0.0] * 80, seed=trial)["ci95"]
+        held += low <= 0.3 <= high
+    assert 88 <= held <= 100
+
+
+def test_win_rate_counts_ties_half():
+    assert win_rate([0.5, 0.0, 0.3, None], [0.1, 0.0, 0.4, 0.2]) == 0.5
+    assert win_rate([None], [0.1]) is None
+
+
+def test_differences_use_the_totals():
+    rewards = [{"a": 1.0, "b": 0.0}, {"a": 0.0, "b": 0.0}], [{"a": 0.5, "b": 9.0}, {"a": 0.0, "b": 5.0}]
+    rows = [{"user_prompt": "p"}] * 2
+    for weight, win_rate_, gain in ((0.0, 0.25, -0.25), (0.1, 1.0, 0.45)):
+        objective = Objective({"a": 1.0, "b": weight})
+        before, after = (
+            Arm(
+                ["p"] * 2,
+                some,
+                *[[None] * 2] * 2,
+                [{}] * 2,
+                [False] * 2,
+                totals=objective.totals_by_prompt(some, rewards[0]),
+            )
+            for some in rewards
+        )
+        differences = Measures(rows, objective.weights, None, {}).differences(after, before)
+        assert differences["win_rate"] == win_rate_ and differences["b"]["mean"] == 7.0
+        assert differences["reward"]["mean"] == pytest.approx(gain)
+
+
+def test_a_summary():
+    rows = [{"user_prompt": "a cat", "category": c, "difficulty": d} for c, d in (("x", "hard"), ("y", "easy")) * 2]
+    measures = Measures(rows, {"clip": 1.0}, success_threshold=0.5, token_limits={"clip": 77})
+    original = arm(0.4, 0.4, 0.4, 0.4)
+    after = arm(0.6, 0.4, 0.3, None, prompts=["a cat"] * 4, tokens=[{"clip": 78}, {"clip": 77}, {"clip": 10}, {}])
+    summary = measures.summary(after, original)
+    assert summary["reward"] == summary["rewards"]["clip"] == pytest.approx(1.3 / 3)
+    assert summary["success_rate"] == pytest.approx(1 / 3) and summary["above_original"] == 0.5
+    assert summary["tokens"]["clip"] == {"mean": 55.0, "share_cut": pytest.approx(1 / 3), "limit": 77}
+    assert (summary["n"], summary["failed"], summary["checker_accuracy"]) == (3, 0.25, None)
+    assert measures.groups("category") == {"x": [0, 2], "y": [1, 3]}
+    assert list(measures.groups("difficulty")) == ["easy", "hard"]
+    of_x = measures.select([0, 2]).summary(after.select([0, 2]), original.select([0, 2]))
+    assert of_x["reward"] == pytest.approx(0.45) and of_x["n"] == 2
+    nothing = measures.select([3]).summary(after.select([3]), original.select([3]))
+    assert nothing["n"] == 0 and nothing["reward"] is None and nothing["rewards"] == {}
+
+
+def test_an_arm_on_the_tiny_world(worker, validation_rows):
+    """Captions that the generator knows, against the same held-out prompts as users wrote them."""
+    rows = [row | {"prompt": [{"role": "user", "content": row["user_prompt"]}]} for row in validation_rows]
+    rows = [row for row in rows if None not in row["scene"].values()][:12]
+    text_rewards = {"keyword_retention": load_reward("keyword_retention")}
+    arms = {
+        name: evaluate_prompts(prompts, rows, worker, text_rewards, 2, seed=0, checker=check_pictures)
+        for name, prompts in {
+            "original": [row["user_prompt"] for row in rows],
+            "canonical": [canonical_caption(row["scene"]) for row in rows],
+        }.items()
+    }
+    objective = Objective({"clip": 1.0, "keyword_retention": 0.0})
+    for arm in arms.values():
+        arm.totals = objective.totals_by_prompt(arm.rewards, arms["original"].rewards)
+    measures = Measures(rows, objective.weights, None, worker.token_limits)
+    summaries = {name: measures.summary(arm, arms["original"]) for name, arm in arms.items()}
+    assert summaries["original"]["rewards"]["keyword_retention"] == 1.0
+    assert summaries["canonical"]["above_original"] > 0.7 > summaries["original"]["above_original"] == 0.5
+    assert (
+        8 < summaries["canonical"]["tokens"]["clip"]["mean"] < 32 == summaries["canonical"]["tokens"]["clip"]["limit"]
+    )
+    assert arms["canonical"].mean_rewards()["clip"] > arms["original"].mean_rewards()["clip"] + 0.3
+    assert set(arms["canonical"].right) <= {0.0, 0.5, 1.0} and len(arms["canonical"].right) == 12
+    assert summaries["canonical"]["checker_accuracy"] > 0.8
+    lines = results_table(summaries).splitlines()
+    assert "right pictures" in lines[0] and len({len(line) for line in lines}) == 1
+
+
+def test_a_rank_without_a_share_adds_nothing(worker):
+    assert Arm.joined([arm(0.1), evaluate_prompts([], [], worker, {}, 1, seed=0)]).rewards == [{"clip": 0.1}]
+
+
+def test_joined_arms_keep_the_order():
+    joined = Arm.joined([arm(0.1, 0.2), arm(0.3)])
+    assert [row["clip"] for row in joined.rewards] == [0.1, 0.2, 0.3] and len(joined.prompts) == 3
+
+
+def test_a_sheet_has_no_prompt_that_would_be_boxes(monkeypatch):
+    """Where no Korean font is installed."""
+    monkeypatch.setattr("brushup.evaluation.sheet._korean_font", lambda size: None)
+    assert can_write("café, naïve “quotes” …") and not can_write("붉은 원")
+    drawn = arm(0.1, 0.2, 0.3, prompts=["a red circle", "붉은 원", "a blue box"])
+    drawn.pictures = [Image.new("RGB", (8, 8), color) for color in ("red", "green", "blue")]
+    sheet = before_after_sheet(drawn, drawn)
+    assert sheet.width == GAP + 2 * (CELL + GAP)
+    colors = {color for _, color in sheet.getcolors(sheet.width * sheet.height)}
+    assert (255, 0, 0) in colors and (0, 128, 0) not in colors

@@ -1,0 +1,295 @@
+"""The page of recipes/demo.py: started as users do, and used in a real browser."""
+
+import io
+import re
+import runpy
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+import httpx
+import numpy as np
+import pytest
+import torch
+from conftest import REPOSITORY, TINY_WORLD
+from peft import LoraConfig, get_peft_model
+from PIL import Image
+from playwright.sync_api import Page, expect
+from transformers import Qwen2VLForConditionalGeneration
+
+from brushup.config import PromptConfig
+from brushup.policy.enhancer import Enhancement, PromptEnhancer
+from brushup.render.job import RenderJob, RenderResult
+from brushup.rewards.keyword_retention import keyword_retention
+from support.launching import ENVIRONMENT
+
+
+COMMAND = (sys.executable, "recipes/demo.py", "--config", "recipes/tiny_cpu.yaml")
+POLICY = "data/tiny_world/policy"
+MISSING = "runs/no_such_model"
+PROMPT = "crimson disk, huge, snowy backdrop"
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory) -> str:
+    """An adapter with random weights on the tiny policy, strong enough to be noticed."""
+    folder = tmp_path_factory.mktemp("adapter")
+    model = Qwen2VLForConditionalGeneration.from_pretrained(TINY_WORLD / "policy", dtype=torch.float32)
+    settings = LoraConfig(lora_alpha=64, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    get_peft_model(model, settings).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def url(adapter, tmp_path_factory):
+    """Of a running demo."""
+    folder = tmp_path_factory.mktemp("demo")
+    log = folder / "log"
+    command = [*COMMAND, "--models", adapter, MISSING, "--reward_funcs", "clip", "keyword_retention", "--port", "0"]
+    with log.open("w") as file:
+        environment = ENVIRONMENT | {"GRADIO_TEMP_DIR": str(folder / "pictures")}
+        server = subprocess.Popen(command, cwd=REPOSITORY, env=environment, stdout=file, stderr=file)
+    try:
+        deadline = time.monotonic() + 90
+        while not (ready := re.search(r"^ready: (\S+)", log.read_text(), re.MULTILINE)):
+            assert server.poll() is None and time.monotonic() < deadline, log.read_text()[-3000:]
+            time.sleep(0.1)
+        yield ready[1]
+    finally:
+        server.terminate()
+        server.wait(timeout=20)
+
+
+@pytest.fixture(params=[1280])
+def page(browser, url, request):
+    """The demo, open in a window of that width; whatever it asks for must come from the demo itself."""
+    window = browser.new_page(viewport={"width": request.param, "height": 900})
+    window.set_default_timeout(30_000)
+    requested = []
+    window.on("request", lambda sent: requested.append(sent.url))
+    window.goto(url)
+    yield window
+    window.close()
+    hosts = {urlsplit(address).netloc for address in requested if not address.startswith(("data:", "blob:"))}
+    assert hosts == {urlsplit(url).netloc}
+
+
+@dataclass
+class Shown:
+    texts: list[str]
+    pictures: list[np.ndarray]  # (32, 32, 3), of the user's prompt and of the rewrite
+    scores: dict[str, list[float]]
+    message: str
+
+
+def enhance(page: Page, prompt: str, seed: int) -> Shown:
+    page.get_by_label("Prompt", exact=True).fill(prompt)
+    page.get_by_label("Seed", exact=True).fill(str(seed))
+    page.get_by_role("button", name="Enhance").click()
+    return what_is_shown(page, seed)
+
+
+def what_is_shown(page: Page, seed: int) -> Shown:
+    expect(page.locator("#message")).to_contain_text(f"Seed {seed}.", timeout=30_000)
+    pictures = []
+    for side in ("original", "rewrite"):
+        image = page.locator(f"#{side}-picture img")
+        large = Image.open(io.BytesIO(httpx.get(image.get_attribute("src")).content)).convert("RGB")
+        assert large.size == (512, 512)
+        small = large.resize((32, 32), Image.Resampling.NEAREST)
+        # Each pixel is a square: the browser must not have to enlarge, and blur, anything.
+        assert small.resize((512, 512), Image.Resampling.NEAREST).tobytes() == large.tobytes()
+        pictures.append(np.asarray(small, dtype=int))
+    rows = [row.locator("td").all_inner_texts() for row in page.locator("#scores tbody tr").all()]
+    return Shown(
+        texts=[page.locator(f"#{side}-text textarea").input_value() for side in ("original", "rewrite")],
+        pictures=pictures,
+        scores={name: [float(score) for score in values] for name, *values in rows},
+        message=page.locator("#message").inner_text(),
+    )
+
+
+def choose_model(page: Page, name: str) -> None:
+    page.get_by_label("Model", exact=True).click()
+    page.get_by_role("option", name=name).click()
+
+
+def test_a_prompt_and_its_rewrite_side_by_side(page, worker):
+    choose_model(page, f"{POLICY} (before training)")
+    shown = enhance(page, PROMPT, seed=5)
+    rewrite = PromptEnhancer.from_pretrained(POLICY, device="cpu").enhance(PROMPT, temperature=0).prompt
+    assert shown.texts == [PROMPT, rewrite] and rewrite != PROMPT
+    left, right = (page.locator(f"#{side}-picture").bounding_box() for side in ("original", "rewrite"))
+    assert left["y"] == right["y"] and left["x"] + left["width"] <= right["x"]
+
+    jobs = [RenderJob(prompt, PROMPT, seed=5) for prompt in shown.texts]
+    wanted = worker.submit(jobs, return_images=True).result()
+    for picture, result in zip(shown.pictures, wanted, strict=True):
+        assert np.abs(picture - np.asarray(result.image, dtype=int)).max() <= 2  # rounding
+    assert np.abs(shown.pictures[0] - shown.pictures[1]).max() > 50
+
+    clip = [result.scores["clip"] for result in wanted]
+    kept = keyword_retention(
+        prompts=[""] * 2, completions=[[{"content": prompt}] for prompt in shown.texts], user_prompt=[PROMPT] * 2
+    )
+    assert shown.scores == {
+        "clip": pytest.approx([*clip, clip[1] - clip[0]], abs=0.002),
+        "keyword_retention": pytest.approx([*kept, kept[1] - kept[0]], abs=0.001),
+    }
+
+
+def test_the_seed_decides_the_pictures(page, browser, url):
+    choose_model(page, POLICY)
+    first = enhance(page, PROMPT, seed=7)
+    other = enhance(page, PROMPT, seed=8)
+    assert all((a != b).any() for a, b in zip(first.pictures, other.pictures, strict=True))
+
+    page.get_by_role("button", name="New seed").click()
+    field = page.get_by_label("Seed", exact=True)
+    expect(field).not_to_have_value("8")
+    seed = int(field.input_value())
+    page.get_by_role("button", name="Enhance").click()
+    assert (what_is_shown(page, seed).pictures[0] != first.pictures[0]).any()
+
+    somebody_else = browser.new_page()
+    somebody_else.goto(url)
+    choose_model(somebody_else, POLICY)
+    again = enhance(somebody_else, PROMPT, seed=7)
+    somebody_else.close()
+    assert again.texts == first.texts and again.scores == first.scores
+    assert all((a == b).all() for a, b in zip(first.pictures, again.pictures, strict=True))
+
+
+def test_the_model_and_the_temperature_decide_the_rewrite(page, adapter):
+    enhancers = {name: PromptEnhancer.from_pretrained(name, device="cpu") for name in (adapter, POLICY)}
+
+    def wanted(name: str, **settings) -> Enhancement:
+        return enhancers[name].enhance(PROMPT, max_new_tokens=32, **settings)
+
+    likeliest = wanted(POLICY, temperature=0)
+    assert wanted(adapter, temperature=0) != likeliest
+    shown = enhance(page, PROMPT, seed=5)
+    assert shown.texts[1] == wanted(adapter, temperature=0).prompt and adapter in shown.message
+
+    choose_model(page, POLICY)
+    seed = next(seed for seed in range(50) if wanted(POLICY, temperature=1.0, seed=seed) != likeliest)
+    assert enhance(page, PROMPT, seed).texts[1] == likeliest.prompt
+    page.get_by_role("spinbutton", name=re.compile("Temperature")).fill("1")
+    page.get_by_label("Prompt", exact=True).focus()
+    assert enhance(page, PROMPT, seed + 50).texts[1] == wanted(POLICY, temperature=1.0, seed=seed + 50).prompt
+    assert enhance(page, PROMPT, seed).texts[1] == wanted(POLICY, temperature=1.0, seed=seed).prompt
+
+
+def test_an_example_fills_in_the_prompt(page):
+    choose_model(page, POLICY)
+    row = page.locator("#examples tbody tr").nth(2)
+    prompt, category = (text.strip() for text in row.locator("td").all_inner_texts())
+    assert category
+    row.click()
+    field = page.get_by_label("Prompt", exact=True)
+    expect(field).to_have_value(prompt)
+    field.press("Enter")
+    assert what_is_shown(page, seed=0).texts[0] == prompt
+
+
+def test_what_goes_wrong_is_said_in_words(page):
+    def says(words: str) -> None:
+        page.get_by_role("button", name="Enhance").click()
+        expect(page.get_by_role("alert")).to_contain_text(words, timeout=30_000)
+        expect(page.locator("#original-picture img")).to_have_count(0)
+        assert "Traceback" not in page.content()
+
+    says("The prompt is empty")
+    page.get_by_label("Prompt", exact=True).fill("a red ball " * 1000)
+    says("10,999 characters; at most 8,000")
+    page.get_by_label("Prompt", exact=True).fill(PROMPT)
+    page.get_by_label("Seed", exact=True).fill("-1")
+    says("a whole number from 0 to")
+    page.get_by_label("Seed", exact=True).fill("0")
+    choose_model(page, MISSING)
+    says(f"The model {MISSING} cannot be loaded")
+
+    choose_model(page, POLICY)
+    assert enhance(page, PROMPT, seed=0).texts[0] == PROMPT  # and it goes on
+    expect(page.get_by_role("alert")).to_have_count(0)
+
+
+@pytest.mark.parametrize("page", [390], indirect=True)
+def test_it_fits_on_a_phone(page):
+    choose_model(page, POLICY)
+    enhance(page, PROMPT, seed=5)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    for side in ("original", "rewrite"):
+        box = page.locator(f"#{side}-picture img").bounding_box()
+        assert box["width"] >= 128 and box["x"] + box["width"] <= 390
+
+
+def test_no_file_and_no_other_model_can_be_had(url):
+    for path in ("recipes/tiny_cpu.yaml", REPOSITORY / "recipes/tiny_cpu.yaml", "/etc/passwd"):
+        assert httpx.get(f"{url}gradio_api/file={path}").status_code == 403
+    assert httpx.post(f"{url}gradio_api/upload", files={"files": b"x" * 10_000}).status_code == 413
+    call = f"{url}gradio_api/call/compare"
+    for model, end in ((POLICY, "event: complete"), (str(TINY_WORLD / "policy"), "event: error")):
+        answer = httpx.post(call, json={"data": [PROMPT, model, 0, 0]}).json()
+        assert end in httpx.get(f"{call}/{answer['event_id']}", timeout=30).text
+
+
+@pytest.fixture(scope="module")
+def recipe() -> dict:
+    return runpy.run_path(str(REPOSITORY / "recipes" / "demo.py"))
+
+
+def test_examples_of_all_categories_come_first(recipe, monkeypatch):
+    monkeypatch.chdir(REPOSITORY)
+    prompts = PromptConfig("data/validation.jsonl")
+    examples = recipe["load_examples"](prompts, None)
+    assert {prompt for prompt, _ in examples} == {
+        re.search('"user_prompt": "(.*?)", "category"', line)[1].replace('\\"', '"')
+        for line in (REPOSITORY / "data/challenging.jsonl").read_text().splitlines()
+    }
+    categories = {category for _, category in examples}
+    assert "korean" in categories
+    assert {category for _, category in examples[: recipe["EXAMPLES_A_PAGE"]]} == categories
+    examples = recipe["load_examples"](prompts, str(TINY_WORLD / "validation.jsonl"))
+    assert len(examples) == len({prompt for prompt, _ in examples}) > 100
+
+
+def test_remarks(recipe):
+    def remarks(malformed: bool, *results: RenderResult) -> list[str]:
+        return list(recipe["remarks_on"](Enhancement("a cat", "a cat", malformed, "a cat"), results, {"clip": 77}, 32))
+
+    fine = RenderResult(tokens={"clip": 77})
+    assert remarks(False, fine, fine) == []
+    assert "not finished within 32 tokens" in remarks(True, fine, fine)[0]
+    assert remarks(False, fine, RenderResult(tokens={"clip": 90})) == [
+        "The rewrite has 90 clip tokens; the generator reads the first 77 only."
+    ]
+    failed = RenderResult(error="CUDA out of memory")
+    assert remarks(False, failed, failed) == ["Could not be drawn: CUDA out of memory"]
+    assert recipe["table_of"](failed, failed) == ""
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--modles", "runs/tiny_cpu"], "unknown arguments: --modles runs/tiny_cpu"),
+        (["--examples", "no/such.jsonl"], "no/such.jsonl: no such prompt file"),
+        (["--worker", "remote"], "worker: 'remote' is none of local, auto, spawn and http://host:port"),
+        (["--port", "{busy}"], "--port 0 takes any that is free"),
+        (["--reward_funcs", "clipp"], "did you mean 'clip'"),
+    ],
+)
+def test_wrong_arguments(flags, words, monkeypatch, capsys):
+    monkeypatch.chdir(REPOSITORY)
+    monkeypatch.setattr("brushup.console.quiet_libraries", lambda: None)  # other tests read what libraries say
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        flags = [flag.format(busy=other.getsockname()[1]) for flag in flags]
+        monkeypatch.setattr(sys, "argv", [*COMMAND[1:], "--port", "0", *flags])
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path("recipes/demo.py", run_name="__main__")
+    assert words in f"{ended.value.code} {capsys.readouterr().err}"

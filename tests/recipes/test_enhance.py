@@ -1,0 +1,86 @@
+"""recipes/enhance.py, as users type it."""
+
+import json
+import runpy
+import subprocess
+import sys
+
+import pytest
+from conftest import REPOSITORY, TINY_WORLD
+from PIL import Image
+
+from brushup.policy.enhancer import PromptEnhancer
+from support.launching import ENVIRONMENT
+
+
+COMMAND = ["recipes/enhance.py", "--model", str(TINY_WORLD / "policy")]
+PROMPTS = ["crimson box, huge, snowy backdrop", "커다란 붉은 원, 흰 배경"]
+
+
+@pytest.fixture
+def enhance(monkeypatch, capsys):
+    """Run the recipe in this process, and return what it writes: (standard output, standard error)."""
+
+    def run(*arguments: str) -> tuple[str, str]:
+        monkeypatch.chdir(REPOSITORY)
+        monkeypatch.setattr("brushup.console.quiet_libraries", lambda: None)  # other tests read what libraries say
+        monkeypatch.setattr(sys, "argv", [*COMMAND, *arguments])
+        capsys.readouterr()
+        error = ""
+        try:
+            runpy.run_path(COMMAND[0], run_name="__main__")
+        except SystemExit as ended:
+            error = str(ended.code)
+        output = capsys.readouterr()
+        return output.out, output.err + error
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def rewrites() -> list[str]:
+    enhancer = PromptEnhancer.from_pretrained(TINY_WORLD / "policy", device="cpu")
+    return [enhancement.prompt for enhancement in enhancer.enhance(PROMPTS)]
+
+
+def test_prompts_on_standard_input_become_a_line_each(rewrites):
+    settings = {"cwd": REPOSITORY, "env": ENVIRONMENT, "capture_output": True, "text": True, "timeout": 120}
+    done = subprocess.run([sys.executable, *COMMAND], input=f"{PROMPTS[0]}\n\n  {PROMPTS[1]}\n", **settings)
+    assert done.returncode == 0 and done.stdout.splitlines() == rewrites, done.stderr
+
+
+def test_json_lines_with_both_images(enhance, rewrites, tmp_path, renderer):
+    lines = [json.dumps({"user_prompt": prompt}, ensure_ascii=False) for prompt in PROMPTS]
+    (tmp_path / "prompts.jsonl").write_text("\n".join(lines))
+    output, error = enhance(
+        *("--file", str(tmp_path / "prompts.jsonl"), "--format", "jsonl", "--seed", "7"),
+        *("--config", "recipes/tiny_cpu.yaml", "--render", str(tmp_path / "images")),
+    )
+    rows = [json.loads(line) for line in output.splitlines()]
+    assert [(row["user_prompt"], row["prompt"], row["malformed"]) for row in rows] == [
+        (prompt, rewrite, False) for prompt, rewrite in zip(PROMPTS, rewrites, strict=True)
+    ], error
+    rendered = renderer.render([(rewrites[0], 7)])[0]
+    saved = Image.open(rows[0]["images"]["rewrite"])
+    assert max(abs(a - b) for a, b in zip(rendered.tobytes(), saved.tobytes(), strict=True)) <= 2
+    assert Image.open(rows[0]["images"]["original"]).tobytes() != saved.tobytes()
+    assert len(list((tmp_path / "images").iterdir())) == 4
+
+
+def test_several_rewrites_and_a_malformed_answer_is_said(enhance):
+    output, error = enhance("a tiny azure ball", "--n", "3", "--max_new_tokens", "2")
+    assert output.splitlines() == ["a tiny azure ball"] * 3
+    assert error.count("malformed answer to 'a tiny azure ball': the prompt stays as it is") == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["a cat", "--model", "runs/no/such"], "'runs/no/such' is no folder here with a model"),
+        (["--file", "/dev/null"], "no prompts: give them as arguments, with --file, or on standard input"),
+        (["a cat", "--render", "images"], "--render DIR and --config YAML go together"),
+    ],
+)
+def test_wrong_arguments_are_explained(enhance, arguments, message):
+    output, error = enhance(*arguments)
+    assert message in error and not output

@@ -1,0 +1,253 @@
+"""Every command and every piece of Python in the READMEs, taken from the file and run in its order, as users do."""
+
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+from conftest import REPOSITORY
+from PIL import Image
+
+from support.hub_server import HubServer
+
+
+README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+KOREAN = (REPOSITORY / "README.ko.md").read_text(encoding="utf-8")
+PROGRAMS = ("accelerate", "pip", "python")
+
+
+def commands(text: str) -> list[str]:
+    """The indented lines that begin with a program."""
+    return [line.strip() for line in re.findall(r"^    (.+)$", text, re.MULTILINE) if line.split()[0] in PROGRAMS]
+
+
+def snippets(text: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+
+
+def find(part: str) -> str:
+    """The one command that has `part`, without what it installs."""
+    (found,) = [command for command in commands(README) if part in command]
+    return found.split(" && ")[-1]
+
+
+def test_both_readmes_have_the_same_commands_and_code():
+    assert commands(KOREAN) == commands(README) and len(commands(README)) >= 8
+    assert snippets(KOREAN) == snippets(README) and len(snippets(README)) == 2
+
+
+@pytest.mark.parametrize("text", [README, KOREAN], ids=["en", "ko"])
+def test_what_the_readme_points_to_is_there(text):
+    for target in re.findall(r"\]\((?!http)([^)#]+)\)", text):
+        assert (REPOSITORY / target).exists(), target
+    headings = [len(mark) for mark in re.findall(r"^(#+) ", text, re.MULTILINE)]
+    assert headings == [len(mark) for mark in re.findall(r"^(#+) ", README, re.MULTILINE)]
+
+
+def test_what_the_readme_installs_is_declared():
+    """`pip install` is not run again, but for the test line, which CI runs: the extras are there, and tested."""
+    declared = (REPOSITORY / "pyproject.toml").read_text()
+    tested = re.search(r"^test = \[\"brushup\[([\w,]+)\]", declared, re.MULTILINE)[1].split(",")
+    named = re.findall(r"pip install -e \"?\.(?:\[(\w+)\])?", README + KOREAN)
+    assert {"", "demo", "serve", "test", "tracking"} <= set(named) and set(named) <= {"", "test", *tested}
+
+
+def test_no_command_is_forgotten():
+    """Each is run below, or is the test line itself."""
+    source = Path(__file__).read_text()
+    for command in commands(README):
+        parts = [part for part in re.findall(r"""find\(["']([^"']+)["']\)""", source) if part in command]
+        assert parts or "pytest" in command, command
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory) -> Path:
+    """A folder with what a clone has, where commands leave their output."""
+    folder = tmp_path_factory.mktemp("clone")
+    for name in ("accelerate_configs", "data", "recipes", "README.md"):
+        (folder / name).symlink_to(REPOSITORY / name)
+    return folder
+
+
+def environment(**more: str) -> dict[str, str]:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # of the environment that runs the tests
+    return os.environ | {"PATH": path, "PYTHONUNBUFFERED": "1"} | more
+
+
+def run(command: str, folder: Path, timeout: int = 200, **variables: str) -> subprocess.CompletedProcess:
+    done = subprocess.run(
+        ["bash", "-c", command],
+        cwd=folder,
+        env=environment(**variables),
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+    assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-3000:]
+    return done
+
+
+def start(command: str, folder: Path, ready: str) -> tuple[subprocess.Popen, str]:
+    """A program that goes on until it is ended, and what it says of `ready`."""
+    log = folder / "server.log"
+    with log.open("w") as file:
+        server = subprocess.Popen(
+            shlex.split(command),
+            cwd=folder,
+            env=environment(),
+            stdout=file,
+            stderr=file,
+            start_new_session=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job ignores Ctrl-C
+        )
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and server.poll() is None:
+        if found := re.search(ready, log.read_text()):
+            return server, found[1]
+        time.sleep(0.2)
+    end(server)
+    raise AssertionError(log.read_text()[-3000:])
+
+
+def end(server: subprocess.Popen) -> None:
+    if server.poll() is None:
+        os.killpg(server.pid, signal.SIGINT)  # Ctrl-C
+        server.wait(30)
+
+
+@pytest.fixture(scope="module")
+def trained(clone) -> Path:
+    """The first command, whole."""
+    (first,) = [command for command in commands(README) if command.startswith("pip install -e . && ")]
+    run(first.split(" && ")[1], clone, timeout=900)
+    return clone / "runs" / "tiny_cpu"
+
+
+@pytest.mark.slow
+def test_the_tiny_run_makes_better_pictures(trained):
+    """Held-out prompts are drawn better, by CLIP and by the checker; Korean ones are answered in English."""
+    assert find("pip install -e . &&").startswith("accelerate launch")
+    results = json.loads((trained / "results.json").read_text())
+    assert results["trained_minus_untrained"]["clip"]["ci95"][0] > 0
+    accuracy = {name: arm["checker_accuracy"] for name, arm in results["arms"].items()}
+    assert accuracy["trained"] >= accuracy["untrained"] + 0.3
+    assert accuracy["trained"] >= accuracy["original"] + 0.3
+    rows = json.loads((trained / "validation_100.json").read_text())["rows"]
+    korean = [row["rewrite"] for row in rows if row["category"] == "korean" and not row["malformed"]]
+    assert len(korean) >= 40 and sum(rewrite.isascii() for rewrite in korean) >= 0.9 * len(korean)
+
+
+@pytest.mark.slow
+def test_evaluating(trained, clone):
+    run(find("recipes/evaluate.py"), clone, HOME=str(clone))
+    results = json.loads((trained / "results.json").read_text())
+    assert list(results["arms"]) == ["original", "static", "untrained", "trained"] and results["validation"]
+    for arm in ("original", "static", "untrained"):
+        assert results["differences"][f"trained - {arm}"]["clip"]["ci95"][0] > 0
+    page = (trained / "report.html").read_text()
+    assert "<polyline" in page and page.count("<article") >= 4 * 6  # the training's curve; examples of each category
+
+
+@pytest.mark.slow
+def test_evaluating_with_the_service(trained, clone):
+    """The scores that training found for the same prompts, drawn and scored elsewhere."""
+    rows = json.loads((trained / "validation_100.json").read_text())["rows"][:16]
+    (clone / "few.jsonl").write_text("\n".join(json.dumps({"user_prompt": row["user_prompt"]}) for row in rows))
+    server, url = start(find("recipes/serve.py"), clone, r"ready: --worker (\S+)")
+    try:
+        flags = f"--worker {url} --adapter runs/tiny_cpu --validation_prompts few.jsonl --checker '' --output_dir few"
+        run(f"{find('recipes/evaluate.py')} {flags}", clone)
+    finally:
+        end(server)
+    arms = json.loads((clone / "few" / "results.json").read_text())["arms"]
+    for name, rewards in (("original", "original_rewards"), ("trained", "rewards")):
+        wanted = sum(row[rewards]["clip"] for row in rows) / 16
+        assert arms[name]["rewards"]["clip"] == pytest.approx(wanted, abs=2e-3)
+
+
+@pytest.mark.slow
+def test_using_it_in_python(trained, clone):
+    (example,) = [snippet for snippet in snippets(README) if "PromptEnhancer" in snippet]
+    printed = run(f"python - <<'END'\n{example}\nEND", clone).stdout.splitlines()
+    assert printed[0].isascii() and "red" in printed[0]
+    assert printed[1].count("Enhancement(") == 8 and (clone / "runs" / "merged" / "model.safetensors").is_file()
+
+
+@pytest.mark.slow
+def test_using_it_from_the_shell(trained, clone):
+    printed = run(find("recipes/enhance.py"), clone).stdout.splitlines()
+    assert len(printed) == 1 and printed[0].isascii()
+    assert Image.open(clone / "runs" / "pictures" / "0001_rewrite.png").size == (32, 32)
+
+
+@pytest.mark.slow
+def test_using_it_as_a_web_page(trained, clone):
+    server, url = start(find("recipes/demo.py"), clone, r"ready: (http\S+)")
+    try:
+        page = urllib.request.urlopen(url, timeout=20).read().decode()
+        assert "runs/tiny_cpu" in page
+    finally:
+        end(server)
+
+
+@pytest.mark.slow
+def test_publishing(trained, clone, tmp_path):
+    with HubServer("hf_" + "Sesame" * 6) as hub:
+        variables = {
+            "HF_ENDPOINT": hub.url,
+            "HF_HUB_OFFLINE": "0",
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HOME": str(tmp_path),
+        }
+        run(find("recipes/publish.py"), clone, HF_TOKEN=hub.token, **variables)
+        assert {"adapter_model.safetensors", "README.md", "results.json", "report.html"} <= set(hub.files("me/name"))
+
+
+@pytest.mark.slow
+def test_a_dry_run_leaves_the_run_alone(trained, clone):
+    before = (trained / "results.json").read_text()
+    printed = run(find("--dry_run"), clone).stdout
+    assert "pictures" in printed and (trained / "results.json").read_text() == before
+
+
+@pytest.mark.slow
+def test_a_reward_of_ones_own(clone):
+    (example,) = [snippet for snippet in snippets(README) if "my_rewards.py" in snippet]
+    (clone / "my_rewards.py").write_text(example)
+    run(f"{find('my_rewards.py:Redness')} --max_steps 1 --output_dir runs/own", clone)
+    assert "Redness" in json.loads((clone / "runs" / "own" / "results.json").read_text())["arms"]["trained"]["rewards"]
+
+
+@pytest.mark.slow
+def test_several_rewards(clone):
+    run(f"{find('--gain_gates')} --max_steps 2 --logging_steps 1", clone)
+    arms = json.loads((clone / "runs" / "several" / "results.json").read_text())["arms"]
+    assert set(arms["trained"]["rewards"]) == {"clip", "length", "repetition", "image_quality", "compression"}
+    logged = json.loads((clone / "runs" / "several" / "trainer_state.json").read_text())["log_history"]
+    assert any({"raw_rewards/clip", "gain/clip", "gain/win_rate", "render/held_back"} <= set(step) for step in logged)
+
+
+@pytest.mark.slow
+def test_a_reward_that_is_fooled(clone):
+    """The reward rises, and less and less is drawn as it was asked for: it stops, and says so."""
+    command = find("--stop_on_reward_hacking")
+    done = subprocess.run(
+        ["bash", "-c", command], cwd=clone, env=environment(), capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode != 0 and "stopped by stop_on_reward_hacking after step" in done.stdout
+    output = clone / "runs" / "hacked"
+    results = json.loads((output / "results.json").read_text())
+    said = results["reward_hacking"]["training"]
+    assert any(line.startswith("clip fell") for line in said)
+    before, after = (results["arms"][name]["checker_accuracy"] for name in ("untrained", "trained"))
+    assert after < before - 0.1 and any(line.startswith("right pictures fell") for line in said)
+    steps = results["settings"]["steps"]
+    assert steps < 100 and (output / f"checkpoint-{steps}" / "adapter_model.safetensors").is_file()
+    assert "There were signs that it learnt to please them only" in (output / "README.md").read_text()

@@ -1,0 +1,144 @@
+"""The launch command, as users type it, and what it leaves."""
+
+import json
+import re
+import subprocess
+import sys
+
+import pandas
+import pytest
+from conftest import REPOSITORY, TINY_WORLD
+from PIL import Image
+from safetensors.torch import load_file
+
+from support.generators import save_generator
+
+
+def launch_line() -> list[str]:
+    """The launch command of the README's first line."""
+    line = re.search(r"pip install -e \. && (accelerate launch .*)", (REPOSITORY / "README.md").read_text())
+    return line.group(1).split()
+
+
+def launch(*flags: str, timeout: int = 200) -> subprocess.CompletedProcess:
+    line = launch_line()
+    if "--config" in flags:
+        line = line[: line.index("--config")]
+    program = [sys.executable, "-m", "accelerate.commands.accelerate_cli"]
+    command = [*program, *line[1:], *flags]
+    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=timeout)
+
+
+@pytest.fixture(scope="module")
+def short_run(tmp_path_factory):
+    """Three steps on twelve held-out prompts, with two rewards and two pictures a rewrite."""
+    folder = tmp_path_factory.mktemp("run")
+    rows = (TINY_WORLD / "validation.jsonl").read_text().splitlines()[:12]
+    (folder / "validation.jsonl").write_text("\n".join(rows))
+    done = launch(
+        *("--output_dir", str(folder / "out"), "--validation_prompts", str(folder / "validation.jsonl")),
+        *("--max_steps", "3", "--save_steps", "2", "--logging_steps", "1", "--log_images_steps", "2"),
+        *("--reward_funcs", "clip", "keyword_retention", "--reward_weights", "1.0", "0.1", "--images_per_prompt", "2"),
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done, folder / "out"
+
+
+def test_results(short_run):
+    results = json.loads((short_run[1] / "results.json").read_text())
+    assert set(results["arms"]) == {"original", "untrained", "trained"}
+    for arm in results["arms"].values():
+        assert set(arm["rewards"]) == {"clip", "keyword_retention"} and arm["n"] == 12
+        assert all(0 <= value <= 1 for value in arm["rewards"].values()) and 0 <= arm["checker_accuracy"] <= 1
+    assert results["arms"]["original"]["rewards"]["keyword_retention"] == 1.0
+    for gain in results["trained_minus_untrained"].values():
+        assert gain["ci95"][0] <= gain["mean"] <= gain["ci95"][1]
+    assert 0 <= results["win_rate"] <= 1 and results["seconds"] > 0
+    # three arms of up to 12 pictures, and 3 steps of up to 32 rewrites x 2; equal ones are drawn once
+    assert 12 < results["images_drawn"] <= 3 * 12 + 3 * 32 * 2
+
+
+def test_files(short_run):
+    output = short_run[1]
+    adapter = load_file(output / "adapter_model.safetensors")
+    assert any(tensor.abs().max() > 0 for name, tensor in adapter.items() if "lora_B" in name)
+    assert not [name for name in adapter if "visual" in name]
+    assert (output / "checkpoint-2" / "adapter_model.safetensors").exists()
+    assert (output / "README.md").read_text().startswith("---")
+    for picture in ("step-000000.png", "step-000002.png", "before_after.png"):
+        assert Image.open(output / "images" / picture).height > 160
+    completions = pandas.read_parquet(output / "completions" / "completions_00003.parquet")
+    assert {"prompt", "completion", "clip", "keyword_retention", "advantage", "user_prompt", "rewrite"} <= set(
+        completions.columns
+    )
+    assert len(completions) == 32
+
+
+def test_what_a_person_sees(short_run):
+    printed = short_run[0].stdout
+    assert re.search(r"^policy +data/tiny_world/policy: [\d,]+ of [\d,]+ parameters train$", printed, re.MULTILINE)
+    assert re.search(
+        r"^step +3/3 +reward \d\.\d{3} +clip \d\.\d{3} +keyword_retention \d\.\d{3}", printed, re.MULTILINE
+    )
+    assert re.search(r"^\| original +\| \d\.\d{3} +\| 1\.000 +\| \d+\.\d% +\| 12 +\|$", printed, re.MULTILINE)
+    assert re.search(r"^trained - untrained clip: [+-]\d\.\d{3} \(95 % interval", printed, re.MULTILINE)
+    noise = [line for line in (printed + short_run[0].stderr).splitlines() if "Warning" in line or "WARNING" in line]
+    assert not noise
+    assert len(printed.splitlines()) < 40
+
+
+def test_a_resumed_run_goes_on_from_its_checkpoint(short_run, tmp_path):
+    _, output = short_run
+    done = launch(
+        *("--output_dir", str(tmp_path), "--validation_prompts", str(output.parent / "validation.jsonl")),
+        *("--max_steps", "4", "--resume_from_checkpoint", str(output / "checkpoint-2"), "--logging_steps", "1"),
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert re.findall(r"^step +(\d)/4", done.stdout, re.MULTILINE) == ["3", "4"]
+
+
+def test_a_wrong_name_is_an_error_before_any_model_is_loaded(tmp_path):
+    done = launch("--output_dir", str(tmp_path), "--reward_funcs", "clipp", "--generator", "nowhere")
+    assert done.returncode != 0 and "unknown reward 'clipp': did you mean 'clip'?" in done.stderr
+
+
+def test_another_policy_generator_and_reward_by_name(tmp_path, text_policy):
+    """Only names differ: a text-only Qwen2, a Stable Diffusion 1.5 (random weights), and the README's own reward."""
+    save_generator("sd15", tmp_path / "generator")
+    example = re.search(r"```python\n(# my_rewards.py\n.*?)```", (REPOSITORY / "README.md").read_text(), re.DOTALL)
+    (tmp_path / "my_rewards.py").write_text(example.group(1))
+    rows = (TINY_WORLD / "validation.jsonl").read_text().splitlines()[:4]
+    (tmp_path / "validation.jsonl").write_text("\n".join(rows))
+    done = launch(
+        *("--model_name_or_path", text_policy, "--generator", str(tmp_path / "generator")),
+        *("--generator_init_kwargs", "{}", "--render_kwargs", '{"num_inference_steps": 2, "height": 32, "width": 32}'),
+        *("--reward_funcs", "clip", f"{tmp_path / 'my_rewards.py'}:Redness", "--reward_weights", "1.0", "0.1"),
+        *("--validation_prompts", str(tmp_path / "validation.jsonl"), "--output_dir", str(tmp_path / "out")),
+        *("--max_steps", "2", "--logging_steps", "1", "--lora_target_modules", "q_proj", "v_proj"),
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    arms = json.loads((tmp_path / "out" / "results.json").read_text())["arms"]
+    assert set(arms["original"]["rewards"]) == {"clip", "Redness"}
+
+
+@pytest.mark.parametrize("name", ["qwen2vl_2b_sd3_1gpu", "qwen2vl_7b_sd3"])
+def test_the_yaml_for_real_models_differs_in_names_and_sizes_only(name, tmp_path):
+    """Its names and sizes exchanged for tiny ones, all else runs as it stands: QLoRA, bf16, validation, best model."""
+    rows = (TINY_WORLD / "validation.jsonl").read_text().splitlines()[:4]
+    (tmp_path / "validation.jsonl").write_text("\n".join(rows))
+    done = launch(
+        *("--config", f"recipes/{name}.yaml", "--output_dir", str(tmp_path / "out"), "--use_cpu", "true"),
+        *("--model_name_or_path", str(TINY_WORLD / "policy"), "--generator", str(TINY_WORLD / "generator")),
+        *("--generator_init_kwargs", '{"text_encoder_3": null, "tokenizer_3": null}'),
+        *("--render_kwargs", '{"num_inference_steps": 4, "height": 32, "width": 32, "max_sequence_length": 1}'),
+        *("--reward_kwargs", json.dumps({"clip": {"model_name": f"local-dir:{TINY_WORLD / 'scorer'}"}})),
+        *("--validation_prompts", str(tmp_path / "validation.jsonl"), "--max_steps", "1", "--logging_steps", "1"),
+        *("--eval_steps", "1", "--save_steps", "1"),
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert set(results["arms"]["trained"]["rewards"]) == {"clip", "quality_score"}
+    assert results["arms"]["trained"]["checker_accuracy"] is None
+    metrics = json.loads((tmp_path / "out" / "validation_1.json").read_text())["metrics"]
+    assert 0 <= metrics["success_rate"] <= 1 and 0 <= metrics["quality_score"] <= 1
+    assert "the policy of step 1 was the best" in done.stdout

@@ -1,0 +1,124 @@
+"""Runs that are stopped, or killed, and go on: the same rewards, step by step, as a run that never was."""
+
+import os
+import re
+import signal
+import subprocess
+import time
+
+import pandas
+import pytest
+from conftest import REPOSITORY, TINY_WORLD
+from safetensors.torch import load_file
+
+from brushup.training.interrupt import last_checkpoint
+from support.launching import ENVIRONMENT, RECIPE, TWO_CPU_RANKS, on_two_cpus, recipe, run
+
+
+STEPS = 6
+
+
+def flags(folder, *more: str) -> list[str]:
+    rows = (TINY_WORLD / "validation.jsonl").read_text().splitlines()[:4]
+    (folder / "validation.jsonl").write_text("\n".join(rows))
+    return [
+        *("--validation_prompts", str(folder / "validation.jsonl"), "--output_dir", str(folder / "out")),
+        *("--max_steps", str(STEPS), "--save_steps", "2", "--logging_steps", "1", "--reward_funcs", "clip", "length"),
+        *("--reward_kwargs", '{"clip": {"model_name": "local-dir:data/tiny_world/scorer"}, "length": {"target": 12}}'),
+        *("--eval_strategy", "steps", "--eval_steps", "3", *more),
+    ]
+
+
+def steps_of(folder) -> dict[int, list]:
+    """What each step wrote and got: (user prompt, rewrite, clip, length, advantage) of each row."""
+    columns = ["user_prompt", "rewrite", "clip", "length", "advantage"]
+    files = sorted((folder / "out" / "completions").glob("*.parquet"))
+    return {int(file.stem[-5:]): pandas.read_parquet(file)[columns].values.tolist() for file in files}
+
+
+def stop(command: list[str], folder, number: int, whole_group: bool = False) -> str:
+    """Starts a run, signals it (its launcher only, or all of its processes) in step 4, and returns its output."""
+    log = folder / "log.txt"
+    with log.open("w") as out:
+        process = subprocess.Popen(
+            command, cwd=REPOSITORY, env=ENVIRONMENT, stdout=out, stderr=out, start_new_session=True
+        )
+    give_up = time.monotonic() + 150
+    while not re.search(r"step +3/", log.read_text()):
+        assert process.poll() is None and time.monotonic() < give_up, log.read_text()[-3000:]
+        time.sleep(0.05)
+    (os.killpg if whole_group else os.kill)(process.pid, number)
+    process.wait(timeout=120)
+    while time.monotonic() < give_up:  # what it started ends a little later
+        try:
+            os.killpg(process.pid, 0)
+        except ProcessLookupError:
+            return log.read_text()
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGKILL)
+    raise AssertionError("processes are left: " + log.read_text()[-3000:])
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("unbroken")
+    run(recipe(*flags(folder)))
+    assert list(steps_of(folder)) == list(range(1, STEPS + 1))
+    return folder
+
+
+def checkpoint_said(said: str, folder) -> str:
+    where = re.search(r"stopped by (\w+) after step (\d); go on with\n +--resume_from_checkpoint (\S+)", said)
+    assert where and where[3] == str(folder / "out" / f"checkpoint-{where[2]}")
+    assert not (folder / "out" / "results.json").exists()
+    return where[3]
+
+
+@pytest.mark.slow
+def test_a_run_stopped_by_ctrl_c_goes_on_as_if_it_had_not_been(unbroken, tmp_path):
+    """Ctrl-C reaches all processes of the terminal."""
+    checkpoint = checkpoint_said(stop(recipe(*flags(tmp_path)), tmp_path, signal.SIGINT, whole_group=True), tmp_path)
+    done = run(recipe(*flags(tmp_path), "--resume_from_checkpoint", checkpoint))
+    assert steps_of(tmp_path) == steps_of(unbroken)
+    assert "| untrained |" in done.stdout  # read from the validation before the stop
+
+
+@pytest.mark.slow
+def test_a_launcher_that_gets_sigterm_leaves_a_checkpoint(tmp_path):
+    checkpoint = checkpoint_said(stop(recipe(*flags(tmp_path)), tmp_path, signal.SIGTERM), tmp_path)
+    assert load_file(f"{checkpoint}/adapter_model.safetensors")
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_from_its_last_checkpoint(unbroken, tmp_path):
+    stop(recipe(*flags(tmp_path)), tmp_path, signal.SIGKILL, whole_group=True)
+    done = run(recipe(*flags(tmp_path), "--resume_from_checkpoint", "true"))
+    assert f"going on from {tmp_path / 'out' / 'checkpoint-2'}" in done.stdout
+    assert steps_of(tmp_path) == steps_of(unbroken)
+    for name in ("validation_3.json", "validation_6.json"):
+        assert (tmp_path / "out" / name).read_text() == (unbroken / "out" / name).read_text()
+
+
+@pytest.mark.slow
+def test_two_ranks_stop_at_the_same_step(tmp_path):
+    command = on_two_cpus("multi_gpu", tmp_path, *RECIPE, *flags(tmp_path), *TWO_CPU_RANKS)
+    command += ["--per_device_train_batch_size", "8"]
+    said = stop(command, tmp_path, signal.SIGTERM)
+    step = re.search(r"stopped by SIGTERM after step (\d)", said)
+    assert step and (tmp_path / "out" / f"checkpoint-{step[1]}" / "rng_state_1.pth").exists()
+
+
+def test_a_checkpoint_that_was_killed_while_it_was_written_does_not_count(tmp_path):
+    assert last_checkpoint(str(tmp_path)) is None and last_checkpoint(str(tmp_path / "nowhere")) is None
+    for step in (9, 10, 11):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}" / "adapter_model.safetensors").touch()
+    for step in (9, 10):
+        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").touch()
+    assert last_checkpoint(str(tmp_path)) == str(tmp_path / "checkpoint-10")
+
+
+def test_nothing_to_resume_from_starts_anew(tmp_path):
+    done = run(recipe(*flags(tmp_path), "--resume_from_checkpoint", "true", "--max_steps", "1"))
+    assert f"no checkpoint in {tmp_path / 'out'} yet: starting anew" in done.stdout
+    assert list(steps_of(tmp_path)) == [1]
