@@ -242,6 +242,36 @@ def fsdp2_units(policy: str) -> tuple[int, int]:
     return layer, sum(p.numel() for name, p in named if ".layers." not in name and ".blocks." not in name)
 
 
+def state_bytes(method: str, stage: str, gpus: int) -> float:
+    """Return the bytes on each GPU of the training state of one trained weight: gradient, Adam states, copies.
+
+    QLoRA's adapter is in bfloat16, LoRA's in float32 (under ZeRO-3 in bfloat16, with a copy in float32), each with two
+    Adam states. With full fine-tuning gradients are in bfloat16, weights and states in float32, over all GPUs. FSDP2
+    has all trained weights in float32 (accelerate's `fsdp2_prepare_model`), over all GPUs.
+    """
+    if method == "QLoRA":
+        return 2 + 2 + 4
+    if stage == "FSDP2":
+        return (4 + 4 + 8) / gpus
+    if method == "LoRA":
+        return 2 + (2 + 12) / gpus if stage == "3" else 4 + 4 + 8
+    return (2 + 12) / gpus
+
+
+def communication_bytes(policy: str, method: str, stage: str) -> int:
+    """Return the bytes of DeepSpeed's buckets, and of the layers that ZeRO-3 or FSDP2 has gathered."""
+    count, _, of_lora = sizes(policy)
+    if stage == "-":
+        return 0
+    if stage == "FSDP2":
+        layer, outside = fsdp2_units(policy)
+        # Embeddings and head stay gathered from a forward to the end of the backward. A layer is gathered while it
+        # computes, and so is the next one; with full fine-tuning its gradients leave from another buffer.
+        return 2 * (outside + (3 if method == "full" else 2) * layer)
+    buckets = 2 * 2 * min(count if method == "full" else of_lora, 500_000_000)
+    return buckets + (2 * min(count, 1_000_000_000) if stage.startswith("3") else 0)
+
+
 def peak(policy: str, method: str, stage: str, gpus: int, batch: int, generator: str) -> dict[str, float]:
     """Return the peak on each GPU, in bytes, and its parts.
 
@@ -260,28 +290,11 @@ def peak(policy: str, method: str, stage: str, gpus: int, batch: int, generator:
     if method == "QLoRA":  # nested: a constant of 8 bits for 64 weights, and one of 32 bits for 256 of these
         whole += in_4_bits * (1 / 2 + 1 / 64 + 4 / (64 * 256) - 2)
     weights = whole / sharded
-    # Bytes a trained weight: QLoRA's adapter is in bfloat16, that of LoRA in float32 (bfloat16 under ZeRO-3, with a
-    # copy in float32), each with its two Adam states. Fully fine-tuned: gradients in bfloat16, weights and states in
-    # float32, over all GPUs. FSDP2 has all that trains in float32 (accelerate's `fsdp2_prepare_model`), over all GPUs.
-    if method == "QLoRA":
-        state = (2 + 2 + 4) * trained
-    elif fsdp2:
-        state = (4 + 4 + 8) / gpus * trained
-    elif method == "LoRA":
-        state = (2 + (2 + 12) / gpus if stage == "3" else 4 + 4 + 8) * trained
-    else:
-        state = (2 + 12) / gpus * trained
+    state = state_bytes(method, stage, gpus) * trained
     reference = weights if method == "full" else 0  # beta > 0; with LoRA it is the policy without its adapter
     if fsdp2 and not lora:
         weights = 0  # in the state
-    communication = 2 * 2 * min(trained, 500_000_000) if stage not in ("-", "FSDP2") else 0  # DeepSpeed's two buckets
-    if stage.startswith("3"):
-        communication += 2 * min(count, 1_000_000_000)  # layers that are whole at the moment
-    if fsdp2:
-        layer, outside = fsdp2_units(policy)
-        # Embeddings and head stay whole from a forward to the end of the backward. A layer is whole while it computes,
-        # the next one is on its way, and its gradients leave from a buffer of their own.
-        communication = 2 * (outside + (2 if lora else 3) * layer)
+    communication = communication_bytes(policy, method, stage)
     if offloaded:
         weights = state = reference = 0
 
@@ -368,7 +381,9 @@ def main() -> None:
             figures = f"{row['counted'] / GIB:.2f} | {row['measured'] / GIB:.2f}"
             print(f"| {'LoRA' if row['lora'] else 'full'} | {row['batch']} | {figures} |")
     else:
-        print("| policy | method | ZeRO/FSDP | GPUs | renders here | batch 1 | batch 8 | batch 32 | fits on (batch 8) |")
+        print(
+            "| policy | method | ZeRO/FSDP | GPUs | renders here | batch 1 | batch 8 | batch 32 | fits on (batch 8) |"
+        )
         print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
         results = []
         for policy in QWEN2_VL:

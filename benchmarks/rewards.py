@@ -48,7 +48,7 @@ def measure(names: list[str], kwargs: dict[str, dict], count: int, size: int, ro
     class Rendered:
         """A stand-in for `Renderer` that has the images already."""
 
-        images_rendered, token_limits = 0, {}
+        images_drawn, token_limits = 0, {}
 
         def draw(self, jobs: list[tuple[str, int]]) -> list[Picture]:
             return [Picture(pixels.clone()) for pixels in rendered[: len(jobs)]]

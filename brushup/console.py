@@ -90,3 +90,9 @@ def quiet_libraries() -> None:
     datasets.disable_progress_bars()
     logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def serve_command() -> str:
+    """Return the command that starts a render service with the settings file of this program."""
+    flags = sys.argv[sys.argv.index("--config") :][:2] if "--config" in sys.argv else ["--config", "..."]
+    return f"python recipes/serve.py {' '.join(flags)}"

@@ -10,116 +10,167 @@ with each other too. `--validation_prompts` takes other prompts, `--validation_i
 prompt, `--eval_reward_funcs keyword_retention` rewards that the policy was not trained on, `--worker http://...` a
 service. On several GPUs: `accelerate launch` with the same arguments.
 
-It leaves in `output_dir`: `results.json` (see docs/results.md), `report.md` and `report.html`, one file to open in
-a browser or to send to somebody.
+It leaves in `output_dir`: `results.json` (see docs/results.md), and `report.html`, one file to open in a browser or to
+send to somebody.
 """
 
+import dataclasses
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
 from trl import TrlParser
 
-from brushup.config import EvaluationConfig, RenderConfig
+from brushup.config import EvaluationConfig, PromptConfig, RenderConfig
 from brushup.console import quiet_libraries, say
 from brushup.evaluation.arm import STATIC_SUFFIX, Arm
-from brushup.evaluation.compare import compare
-from brushup.evaluation.report import write_report
+from brushup.evaluation.report import short_report, write_report
+from brushup.evaluation.results import Results
 from brushup.evaluation.reward_hacking import held_out_signs
 from brushup.evaluation.validation import Validation
 from brushup.policy.enhancer import PromptEnhancer
 from brushup.prompts.dataset import load_prompts
-from brushup.render.originals import DEFAULT_FOLDER
 from brushup.render.service.launch import get_worker
-from brushup.rewards.combine import Objective, check_rewards
-from brushup.rewards.registry import label, load_text_rewards
+from brushup.rewards.combine import Objective
+from brushup.rewards.registry import RewardSpec, check_image_count, load_text_rewards, parse_rewards
 
 
-def main(render: RenderConfig, args: EvaluationConfig) -> None:
+UNTRAINED_ARMS = ("original", "static", "untrained")
+
+
+def main(prompts: PromptConfig, render: RenderConfig, args: EvaluationConfig) -> None:
     start = time.time()
-    state = PartialState()
 
-    # Prompts and rewards
-    rows = list(load_prompts(args.validation_prompts, "validation", args.prompt_column, args.skip_bad_rows))
-    given = args.reward_weights or [1.0] * len(args.reward_funcs)
-    if len(given) != len(args.reward_funcs):
-        raise ValueError(f"reward_weights: {len(given)} for {len(args.reward_funcs)} reward_funcs")
-    weights = dict(zip(map(label, args.reward_funcs), given, strict=True))
-    args.reward_funcs = list(dict.fromkeys([*args.reward_funcs, *args.eval_reward_funcs]))
-    for name in args.reward_funcs:
-        weights.setdefault(label(name), 0.0)  # looked at, and not part of the total
-    check_rewards(args, validation_images_per_prompt=args.validation_images_per_prompt)
-    objective = Objective.from_config(args, list(weights.values()))
+    # Prompts and rewards are checked before any model is loaded.
+    rows = list(load_prompts(prompts.validation_prompts, "validation", prompts.prompt_column, prompts.skip_bad_rows))
+    rewards = parse_all_rewards(args)
+    check_image_count(rewards, validation_images_per_prompt=args.validation_images_per_prompt)
 
-    # Worker: draws and scores, in this process or in a service
-    render.originals_cache = render.originals_cache or str(DEFAULT_FOLDER)
-    worker = get_worker(render, args)
-    validation = Validation(rows, worker, load_text_rewards(args), objective, args, pictures_kept=len(rows))
+    # Worker: renders and scores, in this process or in a service
+    worker = get_worker(render, rewards, Path(args.output_dir), args.ddp_timeout)
+    objective = Objective.from_specs(rewards)
+    validation = Validation(rows, worker, load_text_rewards(rewards), objective, args, images_kept=len(rows))
 
     # Arms
+    say(f"{len(rows):,} prompts, {args.validation_images_per_prompt} image(s) each, rendered by {worker}\n")
+    policies = {"untrained": args.model_name_or_path} | name_policies(args.adapter or [args.output_dir])
     arms: dict[str, Arm] = {}
     costs: dict[str, dict[str, float]] = {}
-
-    def draw(name: str, policy: str | None = None, suffix: str = "") -> None:
-        began, drawn = time.time(), worker.images_drawn
-        if policy:
-            enhancer = PromptEnhancer.from_pretrained(policy, device=str(state.device), dtype=args.dtype)
-            arms[name] = validation.draw_rewrites(validation.rewrite(enhancer))
-        elif suffix:
-            arms[name] = validation.draw([row["user_prompt"] + suffix for row in validation.share])
-        else:
-            arms[name] = validation.original
-        images = sum(gather_object([worker.images_drawn - drawn]))
-        costs[name] = {"seconds": round(time.time() - began, 1), "images_drawn": images}
+    for name in (*UNTRAINED_ARMS[:2], *policies):
+        began, before = time.time(), worker.images_drawn
+        arms[name] = render_arm(name, policies.get(name), validation, args.dtype)
+        images, seconds = sum(gather_object([worker.images_drawn - before])), round(time.time() - began, 1)
+        costs[name] = {"seconds": seconds, "images_drawn": images}
         reward = validation.summary(arms[name])["reward"]
-        say(f"{name:<20} reward {reward:.3f}  {images:>6,} pictures drawn  {costs[name]['seconds']:>6.1f} s")
-
-    say(f"{len(rows):,} prompts, {args.validation_images_per_prompt} picture(s) each, drawn by {worker}\n")
-    adapters = args.adapter or [args.output_dir]
-    names = [Path(name).name if len(adapters) > 1 else "trained" for name in adapters]
-    if len(set(names)) < len(names):
-        names = adapters
-    draw("original")
-    draw("static", suffix=STATIC_SUFFIX)
-    draw("untrained", args.model_name_or_path)
-    for name, adapter in zip(names, adapters, strict=True):
-        draw(name, adapter)
+        say(f"{name:<20} reward {reward:.3f}  {images:>6,} images rendered  {seconds:>6.1f} s")
 
     # Report
-    if state.is_main_process:
-        results = compare(arms, validation.measures)
-        for name, cost in costs.items():
-            results["arms"][name] |= cost
-        results["seconds"] = round(time.time() - start, 1)
-        results["images_drawn"] = sum(cost["images_drawn"] for cost in costs.values())
-        monitors = [name for name, weight in weights.items() if not weight]
-        before = {"untrained": arms["untrained"]}
-        results["reward_hacking"] = {
-            "held_out": [
-                str(sign)
-                for name in names
-                for sign in held_out_signs(before, name, arms[name], monitors, worker.token_limits)
-            ]
-        }
-        results["evaluation"] = {
-            "prompts": args.validation_prompts,
-            "policies": {"untrained": args.model_name_or_path} | dict(zip(names, adapters, strict=True)),
-            "weights": weights,
-            **{name: args.by_reward(name) for name in ("reward_transforms", "reward_gates", "gain_gates")},
-            "images_per_prompt": args.validation_images_per_prompt,
-            "seed": args.seed,
-            "success_threshold": args.success_threshold,
-            **render.picture_settings(),
-        }
-        say("\n" + write_report(Path(args.output_dir), results, arms, rows))
+    if PartialState().is_main_process:
+        output = Path(args.output_dir)
+        trained = [name for name in policies if name != "untrained"]
+        results = compare_arms(arms, costs, validation, trained, output)
+        results.seconds = round(time.time() - start, 1)
+        results.evaluation = evaluation_settings(prompts, render, args, rewards, policies)
+        output.mkdir(parents=True, exist_ok=True)
+        results.save(output)
+        write_report(output, results, arms, rows)
+        say(f"\n{short_report(results)}\n\nsaved to {output}/report.html")
+
+
+def parse_all_rewards(args: EvaluationConfig) -> list[RewardSpec]:
+    """Return the rewards of the training, and those of `eval_reward_funcs`, which have no weight in the total."""
+    weights = args.reward_weights or [1.0] * len(args.reward_funcs)
+    if len(weights) != len(args.reward_funcs):
+        raise ValueError(f"reward_weights: {len(weights)} weights for {len(args.reward_funcs)} reward_funcs")
+    further = [source for source in dict.fromkeys(args.eval_reward_funcs) if source not in args.reward_funcs]
+    everything = dataclasses.replace(args, reward_funcs=[*args.reward_funcs, *further])
+    return parse_rewards(everything, [*weights, *[0.0] * len(further)])
+
+
+def name_policies(policies: Sequence[str]) -> dict[str, str]:
+    """Return the trained policies by name: `trained`, or their folders' names if they are several and differ."""
+    names = [Path(policy).name for policy in policies] if len(policies) > 1 else ["trained"]
+    if len({*UNTRAINED_ARMS, *names}) < len(UNTRAINED_ARMS) + len(names):
+        names = policies
+    return dict(zip(names, policies, strict=True))
+
+
+def render_arm(name: str, policy: str | None, validation: Validation, dtype: str | None) -> Arm:
+    """Return the arm of the policy's rewrites; without a policy, that of the user prompts, or of the suffix.
+
+    Args:
+        name: of the arm.
+        policy: a Hub id or folder; None for `original` and `static`.
+        validation: renders and scores.
+        dtype: of the policy.
+    """
+    if policy:
+        enhancer = PromptEnhancer.from_pretrained(policy, device=str(PartialState().device), dtype=dtype)
+        return validation.render_rewrites(validation.rewrite(enhancer))
+    if name == "original":
+        return validation.original
+    return validation.render([row["user_prompt"] + STATIC_SUFFIX for row in validation.share])
+
+
+def compare_arms(
+    arms: dict[str, Arm], costs: dict[str, dict[str, float]], validation: Validation, trained: list[str], output: Path
+) -> Results:
+    """Return the comparison, with what training left in results.json: `validation`, `settings`, `reward_hacking`.
+
+    Args:
+        arms: by name.
+        costs: `seconds` and `images_drawn` of each arm.
+        validation: that rendered them.
+        trained: the names of the trained policies.
+        output: the folder of the training run, or any other.
+    """
+    before = Results.load(output) if (output / "results.json").is_file() else Results({})
+    untrained, monitors = {"untrained": arms["untrained"]}, validation.objective.monitors
+    limits = validation.measures.token_limits
+    signs = [str(s) for name in trained for s in held_out_signs(untrained, name, arms[name], monitors, limits)]
+    results = Results.compare(
+        arms,
+        validation.measures,
+        validation=before.validation,
+        images_drawn=sum(cost["images_drawn"] for cost in costs.values()),
+        reward_hacking=before.reward_hacking | {"held_out": signs},
+        settings=before.settings,
+    )
+    for name, cost in costs.items():
+        results.arms[name] |= cost
+    return results
+
+
+def evaluation_settings(
+    prompts: PromptConfig,
+    render: RenderConfig,
+    args: EvaluationConfig,
+    rewards: Sequence[RewardSpec],
+    policies: dict[str, str],
+) -> dict[str, Any]:
+    """Return the settings of this evaluation, for results.json and the report."""
+    return {
+        "prompts": prompts.validation_prompts,
+        "policies": policies,
+        "weights": {spec.name: spec.weight for spec in rewards},
+        "reward_transforms": args.reward_transforms,
+        "reward_gates": args.reward_gates,
+        "gain_gates": args.gain_gates,
+        "images_per_prompt": args.validation_images_per_prompt,
+        "seed": args.seed,
+        "success_threshold": args.success_threshold,
+        **render.image_settings(),
+    }
 
 
 if __name__ == "__main__":
     quiet_libraries()
     torch.set_float32_matmul_precision("high")
-    parser = TrlParser((RenderConfig, EvaluationConfig))
+    parser = TrlParser((PromptConfig, RenderConfig, EvaluationConfig))
     # The YAML file also has what only training reads; a flag that nobody knows is an error.
     *configs, _, unknown = parser.parse_args_and_config(return_remaining_strings=True, separate_remaining_strings=True)
     if unknown:

@@ -26,7 +26,7 @@ from transformers.trainer_pt_utils import get_model_param_count
 from trl import ModelConfig, TrlParser
 
 from brushup.config import DataConfig, PromptEnhancerConfig, RenderConfig
-from brushup.console import log_to_file, quiet_libraries, say
+from brushup.console import log_to_file, quiet_libraries, say, serve_command
 from brushup.evaluation.arm import before_after_sheet
 from brushup.evaluation.compare import results_table
 from brushup.evaluation.results import Results
@@ -34,9 +34,10 @@ from brushup.policy.load import load_policy
 from brushup.prompts.dataset import load_prompts, order_rows
 from brushup.publishing.card import run_settings, write_model_card
 from brushup.publishing.hub import open_repo, publish
+from brushup.render.job import Worker
 from brushup.render.service.launch import get_worker
 from brushup.rewards import catalog
-from brushup.rewards.registry import check_image_count, parse_rewards, resolve
+from brushup.rewards.registry import RewardSpec, check_image_count, parse_rewards, resolve
 from brushup.training.callbacks import ParametersMustChange, StopOnSignal, TrainingProgress, ValidateAtTheEnd
 from brushup.training.checkpoints import last_checkpoint, load_arms
 from brushup.training.cost import Cost
@@ -51,21 +52,12 @@ def main(data: DataConfig, render: RenderConfig, args: PromptEnhancerConfig, mod
 
     # Prompts, rewards, checkpoint: names and rows are checked before any model is loaded.
     train_prompts, validation_prompts = load_all_prompts(data, args.seed)
-    rewards = parse_rewards(args, args.reward_weights)
-    check_image_count(
-        rewards,
-        images_per_prompt=args.images_per_prompt,
-        validation_images_per_prompt=args.validation_images_per_prompt,
-    )
-    if args.checker:
-        resolve(args.checker)
-    check_trackers(args.report_to)
+    rewards = check_settings(args)
     checkpoint = find_checkpoint(args)
     repo_id = open_repo(args)  # a wrong name or a missing right shows now, and not after hours
 
     # Worker: renders and scores, in this process or in a service
-    serve_command = f"python recipes/serve.py {' '.join(sys.argv[sys.argv.index('--config') :][:2])}"
-    worker = get_worker(render, rewards, Path(args.output_dir), args.ddp_timeout, serve_command)
+    worker = get_worker(render, rewards, Path(args.output_dir), args.ddp_timeout, serve_command())
 
     # Policy
     policy = load_policy(model, args)
@@ -89,23 +81,16 @@ def main(data: DataConfig, render: RenderConfig, args: PromptEnhancerConfig, mod
     trainer.add_callback(stop)  # after the callbacks that ask for a validation at the end of a step
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)
-    trainable = get_model_param_count(trainer.model, trainable_only=True)
-    say(
-        f"policy    {model.model_name_or_path}: {trainable:,} of {get_model_param_count(trainer.model):,} parameters "
-        f"train\ngenerator {worker}\n"
-        f"rewards   {', '.join(args.reward_funcs)}\n"
-        f"prompts   {len(train_prompts):,} to train on, {len(validation_prompts):,} held out\n"
-    )
+    say(description(trainer, model, worker))
 
     # Train
     if checkpoint:
         trainer.arms |= load_arms(Path(checkpoint), trainer.validation)
     trainer.train(resume_from_checkpoint=checkpoint)
     if stop.received:
-        say(
-            f"stopped by {stop.received.name} after step {trainer.state.global_step}; go on with\n"
-            f"    --resume_from_checkpoint {last_checkpoint(args.output_dir)}"
-        )
+        checkpoint = last_checkpoint(args.output_dir)
+        say(f"stopped by {stop.received.name} after step {trainer.state.global_step}; go on with")
+        say(f"    --resume_from_checkpoint {checkpoint}")
         raise SystemExit(128 + stop.received)
     trainer.save_model(args.output_dir)
     trainer.save_state()  # the log, for the report
@@ -127,6 +112,20 @@ def load_all_prompts(data: DataConfig, seed: int) -> tuple[Dataset, Dataset]:
     return train_prompts, load_prompts(data.validation_prompts, "validation", **settings)
 
 
+def check_settings(args: PromptEnhancerConfig) -> list[RewardSpec]:
+    """Return the rewards; raise an error for a wrong reward, checker or tracker."""
+    rewards = parse_rewards(args, args.reward_weights)
+    check_image_count(
+        rewards,
+        images_per_prompt=args.images_per_prompt,
+        validation_images_per_prompt=args.validation_images_per_prompt,
+    )
+    if args.checker:
+        resolve(args.checker)
+    check_trackers(args.report_to)
+    return rewards
+
+
 def find_checkpoint(args: PromptEnhancerConfig) -> str | None:
     """Return the checkpoint to go on from; None to start anew."""
     if args.resume_from_checkpoint != "true":
@@ -134,6 +133,17 @@ def find_checkpoint(args: PromptEnhancerConfig) -> str | None:
     checkpoint = last_checkpoint(args.output_dir)
     say(f"going on from {checkpoint}" if checkpoint else f"no checkpoint in {args.output_dir} yet: starting anew")
     return checkpoint
+
+
+def description(trainer: PromptEnhancerTrainer, model: ModelConfig, worker: Worker) -> str:
+    """Return the first lines of a run: its policy, generator, rewards and prompts."""
+    trainable = get_model_param_count(trainer.model, trainable_only=True)
+    return (
+        f"policy    {model.model_name_or_path}: {trainable:,} of {get_model_param_count(trainer.model):,} parameters "
+        f"train\ngenerator {worker}\n"
+        f"rewards   {', '.join(trainer.args.reward_funcs)}\n"
+        f"prompts   {len(trainer.train_dataset):,} to train on, {len(trainer.validation.rows):,} held out\n"
+    )
 
 
 def compare_before_and_after(

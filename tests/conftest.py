@@ -48,6 +48,23 @@ def validation_rows() -> list[dict]:
     return [json.loads(line) for line in (TINY_WORLD / "validation.jsonl").read_text().splitlines()]
 
 
+def few_prompts(folder: Path, count: int) -> str:
+    """Return the path of a file in the folder with the first held-out prompts of the tiny world."""
+    rows = (TINY_WORLD / "validation.jsonl").read_text().splitlines()[:count]
+    (folder / "validation.jsonl").write_text("\n".join(rows))
+    return str(folder / "validation.jsonl")
+
+
+@pytest.fixture(scope="session")
+def service(tmp_path_factory):
+    """The render service that tests share: two replicas, and all rewards that any of them asks for."""
+    from support.service import Service
+
+    service = Service(tmp_path_factory.mktemp("service"), "--num_replicas", "2")
+    yield service
+    service.end()
+
+
 @pytest.fixture(scope="session")
 def text_policy(tmp_path_factory) -> str:
     """A text-only policy: the text model of the tiny Qwen2-VL as a Qwen2."""

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ class Results:
     """
 
     arms: dict[str, dict[str, Any]]
-    differences: dict[str, dict[str, Any]]
+    differences: dict[str, dict[str, Any]] = field(default_factory=dict)
     trained_minus_untrained: dict[str, dict[str, Any]] = field(default_factory=dict)
     win_rate: float | None = None
     validation: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -76,6 +76,14 @@ class Results:
                 "one that was stopped goes on with --resume_from_checkpoint true"
             )
         return results
+
+    def with_training(self, folder: Path) -> "Results":
+        """Return these results of an evaluation with those that training left in the folder."""
+        if not (folder / FILE).is_file():
+            return self
+        training = Results.load(folder)
+        reward_hacking = training.reward_hacking | self.reward_hacking
+        return replace(self, validation=training.validation, settings=training.settings, reward_hacking=reward_hacking)
 
     def for_others(self) -> "Results":
         """Return a copy that can be shown to anybody: see the function `for_others`."""

@@ -44,7 +44,7 @@ def length_repetition_and_cuts(
 
 
 def distinct_signs(reward_hacking: dict[str, list[str]]) -> list[str]:
-    """Return the signs of training and of evaluation, each change once, in the words of the later one.
+    """Return the signs of training and of evaluation, each change once, in the words of training.
 
     Args:
         reward_hacking: as results.json has it.

@@ -6,15 +6,15 @@ from brushup.evaluation.arm import Arm, before_after_sheet, evaluate_prompts
 from brushup.evaluation.compare import Measures, paired_difference, results_table, win_rate
 from brushup.evaluation.sheet import CELL, GAP, can_write
 from brushup.rewards.combine import Objective
-from brushup.rewards.registry import load_reward
+from brushup.rewards.registry import RewardSpec, load_text_rewards
 from world import canonical_caption, check_pictures
 
 
 def arm(*scores, prompts=None, tokens=None):
     nothing = [None] * len(scores)
     rewards = [None if score is None else {"clip": score} for score in scores]
-    prompts, tokens = prompts or ["p"] * len(scores), tokens or [{}] * len(scores)
-    return Arm(prompts, rewards, nothing, nothing, tokens, [False] * len(scores), totals=list(scores))
+    users, tokens = ["p"] * len(scores), tokens or [{}] * len(scores)
+    return Arm(users, prompts or users, rewards, nothing, nothing, tokens, [False] * len(scores), totals=list(scores))
 
 
 def test_paired_difference_leaves_failed_pairs_out():
@@ -44,16 +44,11 @@ def test_differences_use_the_totals():
     rows = [{"user_prompt": "p"}] * 2
     for weight, win_rate_, gain in ((0.0, 0.25, -0.25), (0.1, 1.0, 0.45)):
         objective = Objective({"a": 1.0, "b": weight})
+        nothing, users = [None] * 2, ["p"] * 2
         before, after = (
-            Arm(
-                ["p"] * 2,
-                some,
-                *[[None] * 2] * 2,
-                [{}] * 2,
-                [False] * 2,
-                totals=objective.totals_by_prompt(some, rewards[0]),
-            )
-            for some in rewards
+            Arm(users, users, scores, nothing, nothing, [{}] * 2, [False] * 2, totals=totals)
+            for scores in rewards
+            for totals in [objective.totals_by_prompt(scores, rewards[0])]
         )
         differences = Measures(rows, objective.weights, None, {}).differences(after, before)
         assert differences["win_rate"] == win_rate_ and differences["b"]["mean"] == 7.0
@@ -72,9 +67,9 @@ def test_a_summary():
     assert (summary["n"], summary["failed"], summary["checker_accuracy"]) == (3, 0.25, None)
     assert measures.groups("category") == {"x": [0, 2], "y": [1, 3]}
     assert list(measures.groups("difficulty")) == ["easy", "hard"]
-    of_x = measures.select([0, 2]).summary(after.select([0, 2]), original.select([0, 2]))
+    of_x = measures.summary(after.select([0, 2]), original.select([0, 2]))
     assert of_x["reward"] == pytest.approx(0.45) and of_x["n"] == 2
-    nothing = measures.select([3]).summary(after.select([3]), original.select([3]))
+    nothing = measures.summary(after.select([3]), original.select([3]))
     assert nothing["n"] == 0 and nothing["reward"] is None and nothing["rewards"] == {}
 
 
@@ -82,7 +77,7 @@ def test_an_arm_on_the_tiny_world(worker, validation_rows):
     """Captions that the generator knows, against the same held-out prompts as users wrote them."""
     rows = [row | {"prompt": [{"role": "user", "content": row["user_prompt"]}]} for row in validation_rows]
     rows = [row for row in rows if None not in row["scene"].values()][:12]
-    text_rewards = {"keyword_retention": load_reward("keyword_retention")}
+    text_rewards = load_text_rewards([RewardSpec("keyword_retention")])
     arms = {
         name: evaluate_prompts(prompts, rows, worker, text_rewards, 2, seed=0, checker=check_pictures)
         for name, prompts in {
@@ -97,14 +92,25 @@ def test_an_arm_on_the_tiny_world(worker, validation_rows):
     summaries = {name: measures.summary(arm, arms["original"]) for name, arm in arms.items()}
     assert summaries["original"]["rewards"]["keyword_retention"] == 1.0
     assert summaries["canonical"]["above_original"] > 0.7 > summaries["original"]["above_original"] == 0.5
-    assert (
-        8 < summaries["canonical"]["tokens"]["clip"]["mean"] < 32 == summaries["canonical"]["tokens"]["clip"]["limit"]
-    )
+    tokens = summaries["canonical"]["tokens"]["clip"]
+    assert 8 < tokens["mean"] < 32 == tokens["limit"]
     assert arms["canonical"].mean_rewards()["clip"] > arms["original"].mean_rewards()["clip"] + 0.3
-    assert set(arms["canonical"].right) <= {0.0, 0.5, 1.0} and len(arms["canonical"].right) == 12
+    accuracy = arms["canonical"].checker_accuracy
+    assert set(accuracy) <= {0.0, 0.5, 1.0} and len(accuracy) == 12
     assert summaries["canonical"]["checker_accuracy"] > 0.8
     lines = results_table(summaries).splitlines()
-    assert "right pictures" in lines[0] and len({len(line) for line in lines}) == 1
+    assert "checker_accuracy" in lines[0] and len({len(line) for line in lines}) == 1
+
+
+def test_a_text_reward_that_fails_is_an_error_of_the_arm(worker, validation_rows, tmp_path):
+    """And no exception, which other ranks would wait for; a rank without rows repeats no error of an earlier call."""
+    (tmp_path / "mine.py").write_text("def mine(completions, **columns):\n    raise OSError('no dictionary')\n")
+    rewards = load_text_rewards([RewardSpec(f"{tmp_path}/mine.py:mine")])
+    rows = [row | {"prompt": []} for row in validation_rows[:2]]
+    failed = evaluate_prompts(["a cat", "a dog"], rows, worker, rewards, 1, seed=0)
+    assert failed.rewards == [None, None]
+    assert failed.errors == ["reward 'mine' failed: OSError: no dictionary"]
+    assert evaluate_prompts([], [], worker, rewards, 1, seed=0).errors == []
 
 
 def test_a_rank_without_a_share_adds_nothing(worker):
@@ -120,9 +126,9 @@ def test_a_sheet_has_no_prompt_that_would_be_boxes(monkeypatch):
     """Where no Korean font is installed."""
     monkeypatch.setattr("brushup.evaluation.sheet._korean_font", lambda size: None)
     assert can_write("café, naïve “quotes” …") and not can_write("붉은 원")
-    drawn = arm(0.1, 0.2, 0.3, prompts=["a red circle", "붉은 원", "a blue box"])
-    drawn.pictures = [Image.new("RGB", (8, 8), color) for color in ("red", "green", "blue")]
-    sheet = before_after_sheet(drawn, drawn)
+    rendered = arm(0.1, 0.2, 0.3, prompts=["a red circle", "붉은 원", "a blue box"])
+    rendered.images = [Image.new("RGB", (8, 8), color) for color in ("red", "green", "blue")]
+    sheet = before_after_sheet(rendered, rendered)
     assert sheet.width == GAP + 2 * (CELL + GAP)
     colors = {color for _, color in sheet.getcolors(sheet.width * sheet.height)}
     assert (255, 0, 0) in colors and (0, 128, 0) not in colors

@@ -28,8 +28,7 @@ class ValidationWorker(StubWorker):
         self.validations = []
 
     def score(self, job):
-        asked = [row["user_prompt"] for row in ROWS]
-        if job.user_prompt not in asked:
+        if job.user_prompt not in [row["user_prompt"] for row in ROWS]:
             return len(job.prompt) % 7 / 7
         return 0.5 if job.prompt == job.user_prompt else self.now
 
@@ -71,7 +70,7 @@ def test_the_same_seeds_each_time_and_the_originals_only_once(tmp_path):
     originals = [jobs for jobs in worker.validations if all(job.prompt == job.user_prompt for job in jobs)]
     seeds = [[job.seed for job in jobs] for jobs in worker.validations]
     assert len(worker.validations) == 4 and len(originals) == 1
-    assert all(some == seeds[0] for some in seeds) and len(set(seeds[0])) == 3
+    assert all(other == seeds[0] for other in seeds) and len(set(seeds[0])) == 3
 
 
 def test_training_goes_on_as_if_there_were_no_validation(tmp_path):
@@ -98,7 +97,7 @@ def test_the_best_checkpoint_is_kept(tmp_path):
     assert any("lora_B" in name and tensor.abs().max() > 0 for name, tensor in last.items())
 
 
-def test_a_picture_that_fails_leaves_its_prompt_out(tmp_path, caplog):
+def test_an_image_that_fails_leaves_its_prompt_out(tmp_path, caplog):
     def verdict(job):
         return "out of memory (said the test)" if job.user_prompt == ROWS[0]["user_prompt"] else 0.5
 
@@ -123,12 +122,15 @@ def test_a_validation_can_be_read_again(tmp_path):
     again = trainer.validation.load(tmp_path / "validation_0.json")
     summary = trainer.validation.summary
     assert summary(again) == summary(trainer.arms[0]) and again.prompts == trainer.arms[0].prompts
+    path = tmp_path / "validation_0.json"
+    path.write_text(path.read_text().replace("checker_accuracy", "right_pictures"))  # as it was called before
+    assert trainer.validation.load(path).checker_accuracy == trainer.arms[0].checker_accuracy
     trainer.validation.rows = trainer.validation.rows[:2]
     assert trainer.validation.load(tmp_path / "validation_0.json") is None  # of other prompts
     assert trainer.validation.load(tmp_path / "validation_9.json") is None
 
 
-def test_a_picture_beside_a_held_out_prompt_reaches_the_policy(tmp_path):
+def test_an_image_beside_a_held_out_prompt_reaches_the_policy(tmp_path):
     Image.new("RGB", (32, 32), "red").save(tmp_path / "red.png")
     rows = [{"user_prompt": "like this", "image": "red.png"}, {"user_prompt": "a red ball", "image": None}]
     (tmp_path / "prompts.jsonl").write_text("\n".join(map(json.dumps, rows)))
@@ -152,4 +154,4 @@ def test_the_tiny_policy_answers_validation_prompts(tmp_path, worker):
     rows = load_prompts(str(TINY_WORLD / "validation.jsonl"), max_samples=8)
     trainer = make_trainer(tmp_path, worker, eval_dataset=rows, checker="data/tiny_world/world.py:check_pictures")
     metrics = trainer.evaluate()
-    assert metrics["eval_above_original"] > 0.5 and 0 <= metrics["eval_right_pictures"] <= 1
+    assert metrics["eval_above_original"] > 0.5 and 0 <= metrics["eval_checker_accuracy"] <= 1

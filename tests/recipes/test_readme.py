@@ -1,13 +1,10 @@
 """Every command and every piece of Python in the READMEs, taken from the file and run in its order, as users do."""
 
 import json
-import os
 import re
 import shlex
 import signal
-import subprocess
 import sys
-import time
 import urllib.request
 from pathlib import Path
 
@@ -16,6 +13,7 @@ from conftest import REPOSITORY
 from PIL import Image
 
 from support.hub_server import HubServer
+from support.launching import ACCELERATE, Process, finished, forked, run, wait_for
 
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
@@ -76,57 +74,34 @@ def clone(tmp_path_factory) -> Path:
     return folder
 
 
-def environment(**more: str) -> dict[str, str]:
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # of the environment that runs the tests
-    return os.environ | {"PATH": path, "PYTHONUNBUFFERED": "1"} | more
+def typed(command: str) -> list[str]:
+    """Return the command's words, with this environment's accelerate or Python."""
+    program, *words = shlex.split(command)
+    if program == "accelerate":
+        return [*ACCELERATE[:-1], *words[1:]]
+    assert program == "python", command
+    return [sys.executable, *words]
 
 
-def run(command: str, folder: Path, timeout: int = 200, **variables: str) -> subprocess.CompletedProcess:
-    done = subprocess.run(
-        ["bash", "-c", command],
-        cwd=folder,
-        env=environment(**variables),
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-    )
-    assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-3000:]
-    return done
-
-
-def start(command: str, folder: Path, ready: str) -> tuple[subprocess.Popen, str]:
-    """A program that goes on until it is ended, and what it says of `ready`."""
+def start_server(command: str, folder: Path, ready: str) -> tuple[Process, str]:
+    """Return a program that goes on until it is ended, and the text that follows `ready` in its output."""
     log = folder / "server.log"
-    with log.open("w") as file:
-        server = subprocess.Popen(
-            shlex.split(command),
-            cwd=folder,
-            env=environment(),
-            stdout=file,
-            stderr=file,
-            start_new_session=True,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job ignores Ctrl-C
-        )
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and server.poll() is None:
-        if found := re.search(ready, log.read_text()):
-            return server, found[1]
-        time.sleep(0.2)
-    end(server)
-    raise AssertionError(log.read_text()[-3000:])
+    log.write_text("")
+    server = forked(typed(command), log, log, cwd=folder)
+    return server, wait_for(log, ready, server)[1]
 
 
-def end(server: subprocess.Popen) -> None:
-    if server.poll() is None:
-        os.killpg(server.pid, signal.SIGINT)  # Ctrl-C
-        server.wait(30)
+def end(server: Process) -> None:
+    """End the program as Ctrl-C does."""
+    server.send_signal(signal.SIGINT)
+    server.wait(30)
 
 
 @pytest.fixture(scope="module")
 def trained(clone) -> Path:
     """The first command, whole."""
     (first,) = [command for command in commands(README) if command.startswith("pip install -e . && ")]
-    run(first.split(" && ")[1], clone, timeout=900)
+    run(typed(first.split(" && ")[1]), timeout=900, real=True, cwd=clone)
     return clone / "runs" / "tiny_cpu"
 
 
@@ -146,26 +121,25 @@ def test_the_tiny_run_makes_better_pictures(trained):
 
 @pytest.mark.slow
 def test_evaluating(trained, clone):
-    run(find("recipes/evaluate.py"), clone, HOME=str(clone))
+    run(typed(find("recipes/evaluate.py")), cwd=clone)
     results = json.loads((trained / "results.json").read_text())
     assert list(results["arms"]) == ["original", "static", "untrained", "trained"] and results["validation"]
     for arm in ("original", "static", "untrained"):
         assert results["differences"][f"trained - {arm}"]["clip"]["ci95"][0] > 0
     page = (trained / "report.html").read_text()
-    assert "<polyline" in page and page.count("<article") >= 4 * 6  # the training's curve; examples of each category
+    assert page.count("<article") >= 4 * 6  # examples of each category
 
 
 @pytest.mark.slow
-def test_evaluating_with_the_service(trained, clone):
+def test_evaluating_with_the_service(trained, clone, service):
     """The scores that training found for the same prompts, drawn and scored elsewhere."""
     rows = json.loads((trained / "validation_100.json").read_text())["rows"][:16]
     (clone / "few.jsonl").write_text("\n".join(json.dumps({"user_prompt": row["user_prompt"]}) for row in rows))
-    server, url = start(find("recipes/serve.py"), clone, r"ready: --worker (\S+)")
-    try:
-        flags = f"--worker {url} --adapter runs/tiny_cpu --validation_prompts few.jsonl --checker '' --output_dir few"
-        run(f"{find('recipes/evaluate.py')} {flags}", clone)
-    finally:
-        end(server)
+    assert {"--config", "recipes/tiny_cpu.yaml"} < set(find("recipes/serve.py").split())  # as `service` is started
+    flags = (
+        f"--worker {service.url} --adapter runs/tiny_cpu --validation_prompts few.jsonl --checker '' --output_dir few"
+    )
+    run(typed(f"{find('recipes/evaluate.py')} {flags} --checker ''"), cwd=clone)
     arms = json.loads((clone / "few" / "results.json").read_text())["arms"]
     for name, rewards in (("original", "original_rewards"), ("trained", "rewards")):
         wanted = sum(row[rewards]["clip"] for row in rows) / 16
@@ -175,21 +149,22 @@ def test_evaluating_with_the_service(trained, clone):
 @pytest.mark.slow
 def test_using_it_in_python(trained, clone):
     (example,) = [snippet for snippet in snippets(README) if "PromptEnhancer" in snippet]
-    printed = run(f"python - <<'END'\n{example}\nEND", clone).stdout.splitlines()
+    (clone / "example.py").write_text(example)
+    printed = run([sys.executable, "example.py"], cwd=clone).stdout.splitlines()
     assert printed[0].isascii() and "red" in printed[0]
     assert printed[1].count("Enhancement(") == 8 and (clone / "runs" / "merged" / "model.safetensors").is_file()
 
 
 @pytest.mark.slow
 def test_using_it_from_the_shell(trained, clone):
-    printed = run(find("recipes/enhance.py"), clone).stdout.splitlines()
+    printed = run(typed(find("recipes/enhance.py")), cwd=clone).stdout.splitlines()
     assert len(printed) == 1 and printed[0].isascii()
     assert Image.open(clone / "runs" / "pictures" / "0001_rewrite.png").size == (32, 32)
 
 
 @pytest.mark.slow
 def test_using_it_as_a_web_page(trained, clone):
-    server, url = start(find("recipes/demo.py"), clone, r"ready: (http\S+)")
+    server, url = start_server(find("recipes/demo.py"), clone, r"ready: (http\S+)")
     try:
         page = urllib.request.urlopen(url, timeout=20).read().decode()
         assert "runs/tiny_cpu" in page
@@ -206,48 +181,38 @@ def test_publishing(trained, clone, tmp_path):
             "HF_HUB_DISABLE_XET": "1",
             "HF_HOME": str(tmp_path),
         }
-        run(find("recipes/publish.py"), clone, HF_TOKEN=hub.token, **variables)
+        run(typed(find("recipes/publish.py")), cwd=clone, variables=variables | {"HF_TOKEN": hub.token}, real=True)
         assert {"adapter_model.safetensors", "README.md", "results.json", "report.html"} <= set(hub.files("me/name"))
-
-
-@pytest.mark.slow
-def test_a_dry_run_leaves_the_run_alone(trained, clone):
-    before = (trained / "results.json").read_text()
-    printed = run(find("--dry_run"), clone).stdout
-    assert "pictures" in printed and (trained / "results.json").read_text() == before
 
 
 @pytest.mark.slow
 def test_a_reward_of_ones_own(clone):
     (example,) = [snippet for snippet in snippets(README) if "my_rewards.py" in snippet]
     (clone / "my_rewards.py").write_text(example)
-    run(f"{find('my_rewards.py:Redness')} --max_steps 1 --output_dir runs/own", clone)
+    run(typed(f"{find('my_rewards.py:Redness')} --max_steps 1 --output_dir runs/own"), cwd=clone)
     assert "Redness" in json.loads((clone / "runs" / "own" / "results.json").read_text())["arms"]["trained"]["rewards"]
 
 
 @pytest.mark.slow
 def test_several_rewards(clone):
-    run(f"{find('--gain_gates')} --max_steps 2 --logging_steps 1", clone)
+    run(typed(f"{find('--gain_gates')} --max_steps 2 --logging_steps 1"), cwd=clone)
     arms = json.loads((clone / "runs" / "several" / "results.json").read_text())["arms"]
     assert set(arms["trained"]["rewards"]) == {"clip", "length", "repetition", "image_quality", "compression"}
     logged = json.loads((clone / "runs" / "several" / "trainer_state.json").read_text())["log_history"]
     assert any({"raw_rewards/clip", "gain/clip", "gain/win_rate", "render/held_back"} <= set(step) for step in logged)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_reward_that_is_fooled(clone):
     """The reward rises, and less and less is drawn as it was asked for: it stops, and says so."""
-    command = find("--stop_on_reward_hacking")
-    done = subprocess.run(
-        ["bash", "-c", command], cwd=clone, env=environment(), capture_output=True, text=True, timeout=600
-    )
+    done = finished(typed(find("--stop_on_reward_hacking")), timeout=900, cwd=clone)
     assert done.returncode != 0 and "stopped by stop_on_reward_hacking after step" in done.stdout
     output = clone / "runs" / "hacked"
     results = json.loads((output / "results.json").read_text())
     said = results["reward_hacking"]["training"]
     assert any(line.startswith("clip fell") for line in said)
     before, after = (results["arms"][name]["checker_accuracy"] for name in ("untrained", "trained"))
-    assert after < before - 0.1 and any(line.startswith("right pictures fell") for line in said)
+    assert after < before - 0.1 and any(line.startswith("checker_accuracy fell") for line in said)
     steps = results["settings"]["steps"]
     assert steps < 100 and (output / f"checkpoint-{steps}" / "adapter_model.safetensors").is_file()
     assert "There were signs that it learnt to please them only" in (output / "README.md").read_text()

@@ -1,11 +1,9 @@
-"""Things that die, or break, while a run draws with the render service: real processes, the tiny world."""
+"""Things that die, or break, while a run renders with the service: real processes, the tiny world."""
 
 import json
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,75 +11,28 @@ from pathlib import Path
 import pandas
 import psutil
 import pytest
-from conftest import REPOSITORY, TINY_WORLD
-from test_resume import stop
+from conftest import few_prompts
 
 from brushup.render.job import RenderJob
 from brushup.render.service.client import HttpWorker
-from support.launching import ENVIRONMENT, RECIPE, TWO_CPU_RANKS, free_port, on_two_cpus, recipe, run
+from support.launching import RECIPE, TWO_CPU_RANKS, on_two_cpus, recipe, run, start, wait_for
+from support.service import Service
 
 
 pytestmark = pytest.mark.slow
 STEPS = 5
 
 
-class Service:
-    """recipes/serve.py (or another program) as a process."""
-
-    def __init__(self, folder: Path, *flags: str, program: tuple = ("recipes/serve.py", "--config", RECIPE[2])):
-        self.log = folder / "service.log"
-        self.port = free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
-        self.command = [sys.executable, *program, "--port", str(self.port), *flags]
-        self.start()
-
-    def start(self) -> None:
-        with self.log.open("w") as file:
-            self.process = subprocess.Popen(
-                self.command, cwd=REPOSITORY, env=ENVIRONMENT, stdout=file, stderr=file, start_new_session=True
-            )
-        give_up = time.monotonic() + 120
-        while "ready: --worker" not in self.log.read_text():
-            assert self.process.poll() is None and time.monotonic() < give_up, self.log.read_text()[-3000:]
-            time.sleep(0.1)
-
-    def processes(self) -> list[psutil.Process]:
-        mine = psutil.Process(self.process.pid)
-        return [mine, *mine.children(recursive=True)]
-
-    def replicas(self) -> list[psutil.Process]:
-        return [each for each in self.processes() if "ServeReplica:brushup:Replica" in " ".join(each.cmdline())]
-
-    def kill(self) -> None:
-        """All of it at once, as when its machine goes down."""
-        for each in self.processes():
-            each.kill()
-        self.process.wait()
-
-    def end(self) -> None:
-        self.process.terminate()
-        self.process.wait(timeout=30)
-
-
-@pytest.fixture(scope="module")
-def service(tmp_path_factory):
-    service = Service(tmp_path_factory.mktemp("service"), "--num_replicas", "2")
-    yield service
-    service.end()
-
-
 def flags(folder: Path, url: str, *more: str) -> list[str]:
-    rows = (TINY_WORLD / "validation.jsonl").read_text().splitlines()[:4]
-    (folder / "validation.jsonl").write_text("\n".join(rows))
     return [
-        *("--validation_prompts", str(folder / "validation.jsonl"), "--output_dir", str(folder / "out")),
+        *("--validation_prompts", few_prompts(folder, 4), "--output_dir", str(folder / "out")),
         *("--max_steps", str(STEPS), "--logging_steps", "1", "--save_steps", "1", "--worker", url, *more),
     ]
 
 
 def two_ranks(folder: Path, url: str, *more: str) -> list[str]:
-    some = flags(folder, url, "--per_device_train_batch_size", "8", *more)
-    return on_two_cpus("multi_gpu", folder, *RECIPE, *TWO_CPU_RANKS, *some)
+    options = flags(folder, url, "--per_device_train_batch_size", "8", *more)
+    return on_two_cpus("multi_gpu", folder, *RECIPE, *TWO_CPU_RANKS, *options)
 
 
 def rows_of(folder: Path) -> pandas.DataFrame:
@@ -95,24 +46,26 @@ def assert_all_scored(folder: Path, rows: int) -> None:
 
 
 class Training:
-    """The launch command as a process, with what it said so far."""
+    """The launch command as a process, with its output so far."""
 
     def __init__(self, command: list[str], folder: Path):
         self.log = folder / "training.log"
-        with self.log.open("w") as file:
-            self.process = subprocess.Popen(
-                command, cwd=REPOSITORY, env=ENVIRONMENT, stdout=file, stderr=file, start_new_session=True
-            )
+        self.process = start(command, self.log)
 
-    def wait_for(self, pattern: str, timeout: float = 120) -> None:
-        give_up = time.monotonic() + timeout
-        while not re.search(pattern, self.log.read_text()):
-            assert self.process.poll() is None and time.monotonic() < give_up, self.log.read_text()[-3000:]
-            time.sleep(0.05)
+    def wait_for(self, pattern: str) -> None:
+        wait_for(self.log, pattern, self.process)
 
     def end(self) -> tuple[int, str]:
         code = self.process.wait(timeout=200)
         return code, self.log.read_text()
+
+
+@pytest.fixture(scope="module")
+def mortal(tmp_path_factory):
+    """A service that tests kill and start again."""
+    service = Service(tmp_path_factory.mktemp("mortal"))
+    yield service
+    service.end()
 
 
 def test_a_replica_that_is_killed_while_it_draws_loses_no_row(service, tmp_path):
@@ -144,24 +97,23 @@ def test_two_trainings_share_one_service(service, tmp_path):
         assert_all_scored(folder, 3 * 32)
 
 
-def test_a_service_that_comes_back_is_waited_for(tmp_path):
-    service = Service(tmp_path)
+def test_a_service_that_comes_back_is_waited_for(mortal, tmp_path):
+    service = mortal
     training = Training(two_ranks(tmp_path, service.url), tmp_path)
     training.wait_for(r"step +2/")
     service.kill()
-    time.sleep(20)
+    time.sleep(12)
     service.start()
     code, said = training.end()
-    service.end()
     assert code == 0, said[-3000:]
     times_said = len(re.findall(rf"the worker at {service.url} does not answer \(\w+\): asking again", said))
     assert 2 <= times_said <= 20  # two ranks, once in five seconds, for some 35 s
     assert_all_scored(tmp_path, STEPS * 16)
 
 
-def test_a_service_that_never_comes_back_stops_all_ranks_with_one_error_and_a_checkpoint(tmp_path):
-    service = Service(tmp_path)
-    limits = ("--render_timeout", "6", "--worker_timeout", "12", "--max_failed_batches", "2")
+def test_a_service_that_never_comes_back_stops_all_ranks_with_one_error_and_a_checkpoint(mortal, tmp_path):
+    service = mortal
+    limits = ("--worker_timeout", "12", "--max_failed_batches", "2")
     training = Training(two_ranks(tmp_path, service.url, *limits), tmp_path)
     training.wait_for(r"step +2/")
     service.kill()
@@ -177,7 +129,6 @@ def test_a_service_that_never_comes_back_stops_all_ranks_with_one_error_and_a_ch
 
     service.start()
     done = run(two_ranks(tmp_path, service.url, *limits, "--resume_from_checkpoint", str(checkpoint)))
-    service.end()
     assert re.findall(r"step +(\d)/", done.stdout) == [str(n) for n in range(step + 1, STEPS + 1)]
     late = pandas.read_parquet(tmp_path / "out" / "completions" / f"completions_{STEPS:05d}.parquet")
     assert late["clip"].notna().all()
@@ -228,7 +179,7 @@ def test_jobs_that_break_are_left_out_and_the_others_count(tmp_path):
     (tmp_path / "breaking.py").write_text(BREAKING)
     service = Service(
         tmp_path,
-        *("--render_timeout", "3", "--reward_funcs", "clip", f"{tmp_path / 'breaking.py'}:Breaking"),
+        *("--worker_timeout", "18", "--reward_funcs", "clip", f"{tmp_path / 'breaking.py'}:Breaking"),
     )
     try:
         worker = HttpWorker(service.url, ["clip", "Breaking"], timeout=60, start_command="")
@@ -236,7 +187,7 @@ def test_jobs_that_break_are_left_out_and_the_others_count(tmp_path):
         results = dict(zip(prompts, worker.score([RenderJob(p, "a disk", 7) for p in prompts]), strict=True))
     finally:
         service.end()
-    assert "drawing took more than 3" in results["too slow"].error
+    assert "drawing took more than 3 s" in results["too slow"].error
     assert "out of memory for a single picture" in results["too much memory"].error
     assert "blank" in results["blank"].error
     for fine in ("a big red circle", "a small blue square"):
@@ -251,7 +202,10 @@ def test_killed_training_takes_its_service_along_and_goes_on_as_if_it_had_not_be
         folder.mkdir()
     run(recipe(*flags(unbroken, "spawn", *one_by_one)))
 
-    stop(recipe(*flags(killed, "spawn", *one_by_one)), killed, signal.SIGKILL, whole_group=True)
+    training = Training(recipe(*flags(killed, "spawn", *one_by_one)), killed)
+    training.wait_for(r"step +3/")
+    training.process.send_signal(signal.SIGKILL)
+    training.end()
     give_up = time.monotonic() + 15
     while left := [p for p in psutil.process_iter(["cmdline"]) if str(killed) in " ".join(p.info["cmdline"] or [])]:
         assert time.monotonic() < give_up, left

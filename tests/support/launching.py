@@ -117,8 +117,8 @@ warm = functools.cache(Warm)
 class Process:
     """Forked ranks of one program, with the interface of `subprocess.Popen` as far as tests need it."""
 
-    def __init__(self, argv: list[str], environments: list[dict[str, str]], stdout: Path, stderr: Path):
-        files = {"stdout": str(stdout), "stderr": str(stderr), "cwd": str(REPOSITORY)}
+    def __init__(self, argv: list[str], environments: list[dict[str, str]], stdout: Path, stderr: Path, cwd: Path):
+        files = {"stdout": str(stdout), "stderr": str(stderr), "cwd": str(cwd)}
         self.pids = [warm().ask({"start": {"argv": argv, "env": env, **files}}) for env in environments]
         self.pid = self.pids[0]
 
@@ -149,22 +149,25 @@ class Process:
         return code
 
 
-def forked(command: list[str], stdout: Path, stderr: Path) -> Process:
+def forked(
+    command: list[str], stdout: Path, stderr: Path, cwd: Path = REPOSITORY, variables: dict[str, str] | None = None
+) -> Process:
     """Start a command of `recipe`, `on_two_cpus` or `[sys.executable, file, ...]` in forked processes."""
+    environment = ENVIRONMENT | (variables or {})
     if command[: len(ACCELERATE)] != ACCELERATE:
         assert command[0] == sys.executable, command
-        return Process(command[1:], [ENVIRONMENT], stdout, stderr)
+        return Process(command[1:], [environment], stdout, stderr, cwd)
     args, *_ = _validate_launch_command(launch_command_parser().parse_args(command[len(ACCELERATE) - 1 :]))
     argv = [args.training_script, *args.training_script_args]
     if args.num_processes == 1:
-        return Process(argv, [ENVIRONMENT | prepare_simple_launcher_cmd_env(args)[1]], stdout, stderr)
+        return Process(argv, [prepare_simple_launcher_cmd_env(args)[1] | environment], stdout, stderr, cwd)
     prepare = (lambda args: prepare_deepspeed_cmd_env(args)[1]) if args.use_deepspeed else prepare_multi_gpu_env
     if args.use_deepspeed:
         args.deepspeed_fields_from_accelerate_config = ""
-    shared = ENVIRONMENT | prepare(args) | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    shared = prepare(args) | environment | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     sizes = {"WORLD_SIZE": str(args.num_processes), "LOCAL_WORLD_SIZE": str(args.num_processes)}
     ranks = [sizes | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(args.num_processes)]
-    return Process(argv, [shared | rank for rank in ranks], stdout, stderr)
+    return Process(argv, [shared | rank for rank in ranks], stdout, stderr, cwd)
 
 
 def start(command: list[str], log: Path, real: bool = False) -> Process | subprocess.Popen:
@@ -178,20 +181,25 @@ def start(command: list[str], log: Path, real: bool = False) -> Process | subpro
         )
 
 
-def finished(command: list[str], timeout: int = 240, real: bool = False) -> subprocess.CompletedProcess:
-    """Return the outcome of the command, run forked or as it is typed."""
+def finished(
+    command: list[str],
+    timeout: int = 240,
+    real: bool = False,
+    cwd: Path = REPOSITORY,
+    variables: dict[str, str] | None = None,
+) -> subprocess.CompletedProcess:
+    """Return the outcome of the command, run forked or as it is typed; `variables` are added to the environment."""
     if real:
-        return subprocess.run(
-            command, cwd=REPOSITORY, env=ENVIRONMENT, capture_output=True, text=True, timeout=timeout
-        )
+        environment = ENVIRONMENT | (variables or {})
+        return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout)
     with tempfile.TemporaryDirectory() as folder:
         stdout, stderr = Path(folder, "stdout"), Path(folder, "stderr")
-        code = forked(command, stdout, stderr).wait(timeout)
+        code = forked(command, stdout, stderr, cwd, variables).wait(timeout)
         return subprocess.CompletedProcess(command, code, stdout.read_text(), stderr.read_text())
 
 
-def run(command: list[str], timeout: int = 240, real: bool = False) -> subprocess.CompletedProcess:
-    """Return the outcome of the command, which must succeed."""
-    done = finished(command, timeout, real)
+def run(command: list[str], **options) -> subprocess.CompletedProcess:
+    """Return the outcome of the command, which must succeed; the options are those of `finished`."""
+    done = finished(command, **options)
     assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-3000:]
     return done

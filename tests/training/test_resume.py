@@ -3,26 +3,23 @@
 import os
 import re
 import signal
-import subprocess
 import time
 
 import pandas
 import pytest
-from conftest import REPOSITORY, TINY_WORLD
+from conftest import few_prompts
 from safetensors.torch import load_file
 
-from brushup.training.interrupt import last_checkpoint
-from support.launching import ENVIRONMENT, RECIPE, TWO_CPU_RANKS, on_two_cpus, recipe, run
+from brushup.training.checkpoints import last_checkpoint
+from support.launching import RECIPE, TWO_CPU_RANKS, on_two_cpus, recipe, run, start, wait_for
 
 
 STEPS = 6
 
 
 def flags(folder, *more: str) -> list[str]:
-    rows = (TINY_WORLD / "validation.jsonl").read_text().splitlines()[:4]
-    (folder / "validation.jsonl").write_text("\n".join(rows))
     return [
-        *("--validation_prompts", str(folder / "validation.jsonl"), "--output_dir", str(folder / "out")),
+        *("--validation_prompts", few_prompts(folder, 4), "--output_dir", str(folder / "out")),
         *("--max_steps", str(STEPS), "--save_steps", "2", "--logging_steps", "1", "--reward_funcs", "clip", "length"),
         *("--reward_kwargs", '{"clip": {"model_name": "local-dir:data/tiny_world/scorer"}, "length": {"target": 12}}'),
         *("--eval_strategy", "steps", "--eval_steps", "3", *more),
@@ -36,22 +33,22 @@ def steps_of(folder) -> dict[int, list]:
     return {int(file.stem[-5:]): pandas.read_parquet(file)[columns].values.tolist() for file in files}
 
 
-def stop(command: list[str], folder, number: int, whole_group: bool = False) -> str:
-    """Starts a run, signals it (its launcher only, or all of its processes) in step 4, and returns its output."""
+def stop(command: list[str], folder, number: int, whole_group: bool = False, real: bool = False) -> str:
+    """Start a run, signal it (its launcher only, or all of its processes) in step 4, and return its output."""
     log = folder / "log.txt"
-    with log.open("w") as out:
-        process = subprocess.Popen(
-            command, cwd=REPOSITORY, env=ENVIRONMENT, stdout=out, stderr=out, start_new_session=True
-        )
-    give_up = time.monotonic() + 150
-    while not re.search(r"step +3/", log.read_text()):
-        assert process.poll() is None and time.monotonic() < give_up, log.read_text()[-3000:]
-        time.sleep(0.05)
-    (os.killpg if whole_group else os.kill)(process.pid, number)
+    process = start(command, log, real)
+    wait_for(log, r"step +3/", process)
+    if real and not whole_group:
+        os.kill(process.pid, number)
+    else:
+        (process.send_signal if not real else lambda n: os.killpg(process.pid, n))(number)
     process.wait(timeout=120)
-    while time.monotonic() < give_up:  # what it started ends a little later
+    give_up = time.monotonic() + 60
+    groups = [process.pid] if real else process.pids
+    while time.monotonic() < give_up:  # its children end a little later
         try:
-            os.killpg(process.pid, 0)
+            for group in groups:
+                os.killpg(group, 0)
         except ProcessLookupError:
             return log.read_text()
         time.sleep(0.1)
@@ -85,7 +82,7 @@ def test_a_run_stopped_by_ctrl_c_goes_on_as_if_it_had_not_been(unbroken, tmp_pat
 
 @pytest.mark.slow
 def test_a_launcher_that_gets_sigterm_leaves_a_checkpoint(tmp_path):
-    checkpoint = checkpoint_said(stop(recipe(*flags(tmp_path)), tmp_path, signal.SIGTERM), tmp_path)
+    checkpoint = checkpoint_said(stop(recipe(*flags(tmp_path)), tmp_path, signal.SIGTERM, real=True), tmp_path)
     assert load_file(f"{checkpoint}/adapter_model.safetensors")
 
 

@@ -1,0 +1,81 @@
+"""The report of an evaluation, from made-up arms; from real ones, in a browser: test_evaluate.py."""
+
+import re
+
+import pytest
+from PIL import Image
+
+from brushup.evaluation.arm import Arm
+from brushup.evaluation.compare import Measures
+from brushup.evaluation.report import examples, short_report, verdict, write_report
+from brushup.evaluation.results import Results
+
+
+WICKED = '<script>document.title="mine"</script>"><img src=x onerror=alert(1)> a red circle'
+TOKEN = "hf_sesame"
+
+
+def arm(*scores, prompt="a cat"):
+    count = len(scores)
+    rewards = [{"clip": score} for score in scores]
+    images = [Image.new("RGB", (32, 32))] * count
+    return Arm(
+        ["p"] * count,
+        [prompt] * count,
+        rewards,
+        images,
+        [None] * count,
+        [{}] * count,
+        [False] * count,
+        totals=[*scores],
+    )
+
+
+@pytest.mark.parametrize(
+    ("ci95", "judgement"),
+    [
+        ([0.1, 0.3], "better"),
+        ([-0.3, -0.1], "worse"),
+        ([-0.1, 0.3], "no difference shown"),
+        (None, "fewer than two prompts to compare"),
+    ],
+)
+def test_a_verdict_says_no_more_than_the_interval_shows(ci95, judgement):
+    assert verdict({"clip": {"mean": 0.2, "ci95": ci95}, "win_rate": 0.5})[0] == judgement
+
+
+def test_what_a_user_writes_can_be_no_script_and_no_secret_is_told(tmp_path):
+    """A prompt, a category or a setting with markup is shown as it is."""
+    rows = [{"user_prompt": WICKED, "category": "<b>"}] * 2
+    arms = {name: arm(0.1, 0.2, prompt=WICKED) for name in ("original", "static", "untrained", "trained")}
+    evaluation = {
+        **{"prompts": WICKED, "generator": "me/sd", "generator_init_kwargs": {"token": TOKEN}},
+        **{"images_per_prompt": 1, "weights": {"clip": 1.0}, "success_threshold": None},
+        "policies": {"untrained": "me/policy", "trained": "runs/tiny"},
+    }
+    found = {"training": [f"{WICKED} fell (steps 1 to 5)"]}
+    results = Results.compare(arms, Measures(rows, {"clip": 1.0}, None, {}), evaluation=evaluation)
+    results.reward_hacking = found
+    for summary in results.arms.values():
+        summary |= {"seconds": 1.0, "images_drawn": 2}
+    write_report(tmp_path, results, arms, rows)
+    page = (tmp_path / "report.html").read_text()
+    assert "<script>document" not in page and "<img src=x" not in page and "<b>\n" not in page
+    assert "&lt;script&gt;document" in page and TOKEN not in page
+    assert not re.findall(r"(?:src|href)=\"?(?!data:|x )[^ \"&]+", page.split("<body>")[1].split("<script>")[0])
+    assert "trained - original: no difference shown" in short_report(results)
+    assert "reward hacking? " in short_report(results) and "Reward hacking?" in page
+
+
+def test_the_examples_are_the_best_the_worst_and_others_of_each_category():
+    scores = [0.9, 0.1, 0.5, 0.4, 0.3, 0.2, 0.8, 0.7, 0.6]
+    rows = [{"user_prompt": str(score), "category": "x" if score > 0.1 else "y"} for score in scores]
+    arms = {"original": arm(*[0.0] * 9), "untrained": arm(*[0.0] * 9), "left": arm(*scores), "right": arm(*[0.0] * 9)}
+    chosen = examples(arms, rows, judged="left")
+    kinds = {float(example["user_prompt"]): example["kind"] for example in chosen}
+    assert [kinds[score] for score in (0.9, 0.8, 0.2, 0.3)] == ["best", "best", "worst", "worst"]
+    assert kinds[0.1] == "best" and sum(kind == "random" for kind in kinds.values()) == 2
+    assert [example["gain"] for example in chosen] == sorted(kinds, reverse=True)
+    assert all([shown["name"] for shown in example["arms"]] == list(arms) for example in chosen)
+    arms["right"].images = [None, *arms["right"].images[1:]]
+    assert 0.9 not in {float(example["user_prompt"]) for example in examples(arms, rows, judged="left")}

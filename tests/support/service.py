@@ -1,0 +1,49 @@
+"""recipes/serve.py as a process of a test."""
+
+import signal
+import sys
+from pathlib import Path
+
+import psutil
+
+from support.launching import RECIPE, free_port, start, wait_for
+
+
+NAME = "ServeReplica:brushup:Replica"  # of Ray Serve
+
+
+class Service:
+    """A render service on the CPU, started and waited for."""
+
+    def __init__(self, folder: Path, *flags: str):
+        self.log = folder / "service.log"
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.flags = flags
+        self.start()
+
+    def start(self) -> None:
+        """Start it, or start it again, at its port."""
+        command = [sys.executable, "recipes/serve.py", "--config", RECIPE[2], "--port", str(self.port), *self.flags]
+        self.process = start(command, self.log)
+        wait_for(self.log, "ready: --worker", self.process)
+
+    def processes(self) -> list[psutil.Process]:
+        """Return all its processes."""
+        main = psutil.Process(self.process.pid)
+        return [main, *main.children(recursive=True)]
+
+    def replicas(self) -> list[psutil.Process]:
+        """Return the processes of its replicas."""
+        return [process for process in self.processes() if NAME in " ".join(process.cmdline())]
+
+    def kill(self) -> None:
+        """Kill all of it at once, as when its machine goes down."""
+        for process in self.processes():
+            process.kill()
+        self.process.wait()
+
+    def end(self) -> None:
+        """End it with SIGTERM."""
+        psutil.Process(self.process.pid).send_signal(signal.SIGTERM)
+        self.process.wait(timeout=60)
