@@ -6,14 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from peft.utils import CONFIG_NAME as ADAPTER_CONFIG
 from trl import ModelConfig
 
-from brushup.common import markdown_table
 from brushup.config import DataConfig, PromptEnhancerConfig, RenderConfig
 from brushup.evaluation.compare import results_table
 from brushup.evaluation.results import Results, for_others
@@ -21,12 +19,9 @@ from brushup.evaluation.reward_hacking import distinct_signs
 from brushup.rewards.registry import RewardSpec
 
 
-PICTURE = "images/before_after.png"
-MEANINGS = {
-    "original": "the user's prompt as it is",
-    "static": "the same with words that people add by hand",
-    "untrained": "the rewrite of the policy before training",
-}
+TEMPLATE = Path(__file__).with_name("card.md.jinja")
+BEFORE_AFTER = "images/before_after.png"
+HYPERPARAMETERS = ("learning_rate", "beta", "temperature", "max_staleness", "seed")
 
 
 def run_settings(
@@ -39,7 +34,7 @@ def run_settings(
     validation_count: int,
     step: int,
 ) -> dict[str, Any]:
-    """Return the settings of a run for results.json and the card: no secrets, no folder that can be left out.
+    """Return the settings of a run for results.json and the card, without those that are as by default.
 
     Args:
         data, render, args, model, rewards: the settings.
@@ -47,33 +42,30 @@ def run_settings(
         step: of the policy that was kept.
     """
     default = RenderConfig(generator="").image_settings()
-    shaping = {"transform": "transforms", "gate": "gate", "gain_gate": "gain_gate"}
-    return for_others(
-        {
-            "policy": model.model_name_or_path,
-            "policy_revision": model.model_revision,
-            "train_prompts": {"file": data.train_prompts, "n": train_count},
-            "validation_prompts": {"file": data.validation_prompts, "n": validation_count},
-            "images": {name: value for name, value in render.image_settings().items() if value != default[name]},
-            "rewards": {
-                spec.name: {"weight": spec.weight, "kwargs": spec.kwargs}
-                | {key: vars(spec)[name] for key, name in shaping.items() if vars(spec)[name] is not None}
-                for spec in rewards
-            },
-            "checker": args.checker,
-            "validation_images_per_prompt": args.validation_images_per_prompt,
-            "chosen_by_validation": args.load_best_model_at_end,
-            "steps": step,
-            "num_generations": args.num_generations,
-            "images_per_prompt": args.images_per_prompt,
-            "hyperparameters": {
-                name: vars(args)[name] for name in ("learning_rate", "beta", "temperature", "max_staleness", "seed")
-            },
-            "versions": {
-                name: importlib.metadata.version(name) for name in ("brushup", "trl", "transformers", "diffusers")
-            },
-        }
-    )
+    shaping = [{"transform": spec.transforms, "gate": spec.gate, "gain_gate": spec.gain_gate} for spec in rewards]
+    settings = {
+        "policy": model.model_name_or_path,
+        "policy_revision": model.model_revision,
+        "train_prompts": {"file": data.train_prompts, "n": train_count},
+        "validation_prompts": {"file": data.validation_prompts, "n": validation_count},
+        "images": {name: value for name, value in render.image_settings().items() if value != default[name]},
+        "rewards": {
+            spec.name: {"weight": spec.weight, "kwargs": spec.kwargs}
+            | {name: value for name, value in shape.items() if value is not None}
+            for spec, shape in zip(rewards, shaping, strict=True)
+        },
+        "checker": args.checker,
+        "validation_images_per_prompt": args.validation_images_per_prompt,
+        "chosen_by_validation": args.load_best_model_at_end,
+        "steps": step,
+        "num_generations": args.num_generations,
+        "images_per_prompt": args.images_per_prompt,
+        "hyperparameters": {name: vars(args)[name] for name in HYPERPARAMETERS},
+        "versions": {
+            name: importlib.metadata.version(name) for name in ("brushup", "trl", "transformers", "diffusers")
+        },
+    }
+    return for_others(settings)
 
 
 def is_hub_id(name: str) -> bool:
@@ -102,11 +94,14 @@ def base_model(folder: Path) -> str:
 
 
 def write_model_card(folder: str | Path, repo_id: str | None = None) -> Path:
-    """Write `folder/README.md` from results.json, adapter_config.json, the validation and the picture in the folder.
+    """Write `README.md` from results.json, the adapter's settings, the validations and the image in the folder.
 
     Args:
         folder: the `output_dir` of a run.
         repo_id: its repository on the Hub, from which the card's example then loads it.
+
+    Returns:
+        The card's path.
 
     Raises:
         FileNotFoundError: as `Results.load_trained`.
@@ -114,59 +109,47 @@ def write_model_card(folder: str | Path, repo_id: str | None = None) -> Path:
     """
     folder = Path(folder)
     results = Results.load_trained(folder)
-    settings, arm_name, base, adapter = (
-        results.settings,
-        _arm_name(folder, results),
-        base_model(folder),
-        adapter_config(folder),
-    )
-    evaluation = results.evaluation or {}
+    settings, evaluation = results.settings, results.evaluation or {}
+    arm = find_arm(folder, results)
     name = (repo_id or folder.resolve().name).split("/")[-1]
-    held_out = for_others(evaluation["prompts"]) if evaluation else settings["validation_prompts"]["file"]
-    meanings = MEANINGS | {arm_name: "the rewrite of this model"}
-    variables = {
-        "name": name,
-        "settings": settings,
-        "base": base,
-        "base_is_on_hub": is_hub_id(base),
-        "is_adapter": bool(adapter),
-        "lora": adapter if adapter.get("peft_type") == "LORA" else None,
-        "picture": PICTURE if (folder / PICTURE).is_file() else None,
-        "source": repo_id or str(folder),
-        "example_prompt": _example_prompt(folder),
-        "held_out": held_out,
-        "images_per_prompt": evaluation.get("images_per_prompt", settings["validation_images_per_prompt"]),
-        "arm": results.arms[arm_name],
-        "arm_name": arm_name,
-        "meanings": "; ".join(f"*{arm}*: {words}" for arm, words in meanings.items() if arm in results.arms),
-        "results_table": results_table(results.arms),
-        "gains_table": _gains_table(results, arm_name),
-        "wins": ", ".join(_wins(results, arm_name)),
-        "render_settings": {key: value for key, value in settings["images"].items() if key != "generator"},
-        "rewards_table": _rewards_table(settings["rewards"]),
-        "signs": distinct_signs(results.reward_hacking),
-        "uses_clip": any("clip" in reward.lower() for reward in settings["rewards"]),
+    held_out = for_others(evaluation.get("prompts", settings["validation_prompts"]["file"]))
+    differences = {
+        pair.removeprefix(f"{arm} - "): gains
+        for pair, gains in results.differences.items()
+        if pair.startswith(f"{arm} - ")
     }
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("brushup.publishing", "."), trim_blocks=True, lstrip_blocks=True
+    gains = [
+        (other, reward, values[reward])
+        for other, values in differences.items()
+        for reward in (*results.arms[arm]["rewards"], "reward")
+        if reward in values and values[reward]["ci95"]
+    ]
+    win_rates = {other: values["win_rate"] for other, values in differences.items() if values["win_rate"] is not None}
+    data = card_data(folder, results, name)
+    data.eval_results = eval_results(results.arms[arm], gains, held_out)
+    card = ModelCard.from_template(
+        data,
+        template_path=str(TEMPLATE),
+        **{"name": name, "settings": settings, "held_out": held_out, "gains": gains, "arm_name": arm},
+        base=base_model(folder),
+        adapter=adapter_config(folder),
+        before_after=BEFORE_AFTER if (folder / BEFORE_AFTER).is_file() else None,
+        source=repo_id or str(folder),
+        example_prompt=find_example(folder),
+        images_per_prompt=evaluation.get("images_per_prompt", settings["validation_images_per_prompt"]),
+        arms=results.arms,
+        results_table=results_table(results.arms),
+        win_rates=win_rates,
+        signs=distinct_signs(results.reward_hacking),
+        **{"is_hub_id": is_hub_id, "for_others": for_others, "link": _link, "code": _code, "json": _json},
     )
-    environment.filters |= {
-        "link": _link,
-        "json": _json,
-        "code": _code,
-        "count_of": _count_of,
-        "for_others": for_others,
-    }
-    card_data = _card_data(folder, results, arm_name, name, base, adapter, held_out)
-    text = environment.get_template("card.md.jinja").render(card_data=card_data.to_yaml(), **variables)
-    ModelCard(text).save(folder / "README.md")
+    card.save(folder / "README.md")
     return folder / "README.md"
 
 
-def _card_data(
-    folder: Path, results: Results, arm_name: str, name: str, base: str, adapter: dict, held_out: str
-) -> ModelCardData:
-    """Return the card's metadata."""
+def card_data(folder: Path, results: Results, name: str) -> ModelCardData:
+    """Return the card's metadata, without the figures."""
+    base, adapter = base_model(folder), adapter_config(folder)
     sees_images = any((folder / file).is_file() for file in ("processor_config.json", "preprocessor_config.json"))
     train = results.settings["train_prompts"]["file"]
     lora = ["lora"] if adapter.get("peft_type") == "LORA" else []
@@ -177,16 +160,21 @@ def _card_data(
         tags=["brushup", "trl", "grpo", "prompt-enhancement", *lora],
         datasets=[train] if is_hub_id(train) else None,
         model_name=name,
-        eval_results=_eval_results(results, arm_name, held_out),
     )
 
 
-def _eval_results(results: Results, arm_name: str, held_out: str) -> list[EvalResult]:
-    arm = results.arms[arm_name]
+def eval_results(arm: dict[str, Any], gains: list[tuple[str, str, dict]], held_out: str) -> list[EvalResult]:
+    """Return the figures for the card's metadata.
+
+    Args:
+        arm: the figures of the policy.
+        gains: other arm, reward, and paired difference.
+        held_out: the prompts: a Hub id or a file.
+    """
     values = [(name, f"{name}, rewritten prompts", value) for name, value in arm["rewards"].items()]
     if arm["checker_accuracy"] is not None:
         values.append(("checker_accuracy", "share of images that the checker accepts", arm["checker_accuracy"]))
-    for other, reward, gain in _gains(results, arm_name):
+    for other, reward, gain in gains:
         values.append((f"{reward}_gain", f"{reward}, rewritten minus {other} prompts", gain["mean"]))
     return [
         EvalResult(
@@ -202,8 +190,12 @@ def _eval_results(results: Results, arm_name: str, held_out: str) -> list[EvalRe
     ]
 
 
-def _arm_name(folder: Path, results: Results) -> str:
-    """Return the name of the folder's policy in the results of training, or of recipes/evaluate.py."""
+def find_arm(folder: Path, results: Results) -> str:
+    """Return the name of the folder's policy in the results of training, or of recipes/evaluate.py.
+
+    Raises:
+        ValueError: the results are of other policies.
+    """
     policies = (results.evaluation or {}).get("policies", {"trained": folder})
     for name, policy in policies.items():
         if Path(policy).expanduser().resolve() == folder.resolve() and name != "untrained":
@@ -214,49 +206,11 @@ def _arm_name(folder: Path, results: Results) -> str:
     )
 
 
-def _example_prompt(folder: Path) -> str:
+def find_example(folder: Path) -> str:
+    """Return a held-out user prompt of the folder's validations."""
     validations = sorted(folder.glob("validation_*.json"))
     rows = json.loads(validations[0].read_text())["rows"] if validations else []
     return rows[0]["user_prompt"] if rows else "a cat on a red chair"
-
-
-def _differences(results: Results, arm_name: str) -> dict[str, dict]:
-    """Return the paired differences of this arm to each other arm, by the other arm's name."""
-    prefix = f"{arm_name} - "
-    return {name.removeprefix(prefix): gain for name, gain in results.differences.items() if name.startswith(prefix)}
-
-
-def _gains(results: Results, arm_name: str) -> list[tuple[str, str, dict]]:
-    """Return (other arm, reward, paired difference) of each difference with an interval."""
-    return [
-        (other, reward, gains[reward])
-        for other, gains in _differences(results, arm_name).items()
-        for reward in (*results.arms[arm_name]["rewards"], "reward")
-        if reward in gains and gains[reward]["ci95"]
-    ]
-
-
-def _gains_table(results: Results, arm_name: str) -> str:
-    rows = []
-    for other, reward, gain in _gains(results, arm_name):
-        low, high = gain["ci95"]
-        interval = f"{low:+.3f} to {high:+.3f}" + (" (holds 0: no difference shown)" if low <= 0 <= high else "")
-        label = "weighted sum" if reward == "reward" else reward
-        rows.append([f"{arm_name} - {other}", label, f"{gain['mean']:+.3f}", interval])
-    return markdown_table([["prompts", "reward", "mean difference", "95 % interval"], *rows]) if rows else ""
-
-
-def _wins(results: Results, arm_name: str) -> list[str]:
-    rates = {other: gains["win_rate"] for other, gains in _differences(results, arm_name).items()}
-    return [f"*{other}* on {rate:.1%}" for other, rate in rates.items() if rate is not None]
-
-
-def _rewards_table(rewards: dict[str, dict]) -> str:
-    rows = []
-    for name, reward in rewards.items():
-        shaping = {key: value for key, value in reward.items() if key not in ("weight", "kwargs")}
-        rows.append([f"`{name}`", f"{reward['weight']:g}", _code(reward["kwargs"] | shaping)])
-    return markdown_table([["reward", "weight", "settings"], *rows])
 
 
 def _link(name: str) -> str:
@@ -270,7 +224,3 @@ def _json(value: Any) -> str:
 
 def _code(values: dict) -> str:
     return ", ".join(f"`{name}: {_json(value)}`" for name, value in values.items())
-
-
-def _count_of(count: int, noun: str) -> str:
-    return f"{count} {noun}{'s' * (count > 1)}"

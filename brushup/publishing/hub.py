@@ -16,7 +16,7 @@ from safetensors import safe_open
 
 from brushup.config import PromptEnhancerConfig
 from brushup.evaluation.results import Results
-from brushup.publishing.card import PICTURE, base_model, is_hub_id, write_model_card
+from brushup.publishing.card import BEFORE_AFTER, base_model, is_hub_id, write_model_card
 
 
 logger = logging.getLogger(__name__)
@@ -27,7 +27,7 @@ PUBLISHED = (  # the files that go to the Hub; never optimizer states, training_
     *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "spiece.model"),
     *("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json"),
     *("chat_template.jin*", "additional_chat_templates/*.jinja"),
-    *("README.md", "results.json", "report.html", PICTURE),
+    *("README.md", "results.json", "report.html", BEFORE_AFTER),
 )
 
 
@@ -100,7 +100,7 @@ def publish(folder: str | Path, repo_id: str, private: bool | None = None, keep_
         )
     api = HfApi()
     repo_id = _writable_repo(api, repo_id, private)
-    Results.load_trained(folder).for_others().save(folder)  # evaluation adds settings as they were typed
+    Results.load_trained(folder).save(folder)  # earlier versions wrote settings as they were typed
     if not keep_card:
         write_model_card(folder, repo_id)
     files = sorted({file for pattern in PUBLISHED for file in folder.glob(pattern)})

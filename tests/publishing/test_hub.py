@@ -2,13 +2,12 @@
 
 import json
 import re
-import subprocess
 import sys
 
 import huggingface_hub
 import pytest
 import torch
-from conftest import REPOSITORY, TINY_WORLD
+from conftest import REPOSITORY, TINY_WORLD, few_prompts
 from huggingface_hub import ModelCard
 from peft import LoraConfig, get_peft_model
 from PIL import Image
@@ -20,8 +19,9 @@ from brushup.config import DataConfig, PromptEnhancerConfig, RenderConfig
 from brushup.policy.enhancer import PromptEnhancer
 from brushup.publishing.card import run_settings, write_model_card
 from brushup.publishing.hub import check_trained, open_repo, publish
+from brushup.rewards.registry import RewardSpec
 from support.hub_server import HubServer
-from support.launching import ENVIRONMENT, recipe
+from support.launching import finished, recipe
 
 
 TOKEN = "hf_" + "Sesame" * 6
@@ -34,15 +34,19 @@ PUSHED = {
 
 
 def settings(policy: str = POLICY, **more) -> dict:
-    rewards = {"clip": {"model_name": "local-dir:data/tiny_world/scorer", "api_key": TOKEN}}
-    args = {"reward_funcs": ["clip", "length"], "reward_weights": [1.0, 0.0], "reward_kwargs": rewards}
+    clip = {"model_name": "local-dir:data/tiny_world/scorer", "api_key": TOKEN}
+    args = PromptEnhancerConfig(
+        checker="data/tiny_world/world.py:check_pictures",
+        use_cpu=True,
+        bf16=False,
+        **more,
+    )
     return run_settings(
-        DataConfig(*PROMPTS),
+        DataConfig(validation_prompts=PROMPTS[1], train_prompts=PROMPTS[0]),
         RenderConfig("stabilityai/sd3", render_kwargs={"height": 32}, generator_init_kwargs={"token": TOKEN}),
-        PromptEnhancerConfig(
-            **args, checker="data/tiny_world/world.py:check_pictures", use_cpu=True, bf16=False, **more
-        ),
+        args,
         ModelConfig(policy),
+        [RewardSpec("clip", 1.0, clip, gate=0.1), RewardSpec("length", 0.0, {"target": 20})],
         train_count=1000,
         validation_count=200,
         step=7,
@@ -51,8 +55,8 @@ def settings(policy: str = POLICY, **more) -> dict:
 
 def write_results(folder, **more) -> None:
     arms = {
-        name: {"rewards": {"clip": clip, "length": 0.5}, "checker_accuracy": right, "n": 198}
-        for name, clip, right in (("original", 0.18, 0.015), ("untrained", 0.42, 0.35), ("trained", 0.81, 0.95))
+        name: {"rewards": {"clip": clip, "length": 0.5}, "checker_accuracy": accuracy, "n": 198}
+        for name, clip, accuracy in (("original", 0.18, 0.015), ("untrained", 0.42, 0.35), ("trained", 0.81, 0.95))
     }
     gains = {"clip": {"mean": 0.39, "ci95": [0.34, 0.43]}, "length": {"mean": 0.01, "ci95": [-0.02, 0.03]}}
     differences = {"trained - untrained": gains | {"win_rate": 0.875}}
@@ -117,9 +121,9 @@ def environment(hub, folder, token: str = TOKEN) -> dict[str, str]:
     }
 
 
-def run(command: list[str], hub, folder, token: str = TOKEN) -> subprocess.CompletedProcess:
-    env = ENVIRONMENT | environment(hub, folder, token)
-    done = subprocess.run(command, cwd=REPOSITORY, env=env, capture_output=True, text=True, timeout=300)
+def run(command: list[str], hub, folder, token: str = TOKEN):
+    """Return the outcome of the command in a new process: the warm one knows the real Hub's address."""
+    done = finished(command, timeout=300, real=True, variables=environment(hub, folder, token))
     assert TOKEN not in done.stdout + done.stderr
     return done
 
@@ -139,7 +143,7 @@ def test_the_card_says_what_a_reader_needs(run_dir):
     assert card.data.base_model is None and "not on the Hub" in card.text  # it is a folder
     assert card.data.model_name == "tiny" and card.text.startswith("\n# tiny\n")
     results = {result.metric_type: result.metric_value for result in card.data.eval_results}
-    assert results == {"clip": 0.81, "length": 0.5, "right_pictures": 0.95, "clip_gain": 0.39, "length_gain": 0.01}
+    assert results == {"clip": 0.81, "length": 0.5, "checker_accuracy": 0.95, "clip_gain": 0.39, "length_gain": 0.01}
     assert {result.dataset_name for result in card.data.eval_results} == {f"198 held-out prompts of {PROMPTS[1]}"}
     assert re.search(r"^\| original +\| 0\.180 +\| 0\.500 +\| 1\.5% +\| 198 +\|$", card.text, re.MULTILINE)
     assert re.search(r"^\| trained +\| 0\.810 +\| 0\.500 +\| 95\.0% +\| 198 +\|$", card.text, re.MULTILINE)
@@ -153,6 +157,15 @@ def test_the_card_says_what_a_reader_needs(run_dir):
     links = re.findall(r"\]\((?!https?:)([^)]+)\)", card.text)
     assert "images/before_after.png" in links and all((run_dir / link).is_file() for link in links)
     assert not has_token(run_dir) and str(REPOSITORY) not in (run_dir / "results.json").read_text()
+
+
+def test_a_card_from_results_of_an_earlier_version(run_dir):
+    """They have `pictures` in place of `images`, and evaluations have settings as they were typed."""
+    new = write_model_card(run_dir).read_text()
+    results = json.loads((run_dir / "results.json").read_text())
+    results["settings"]["pictures"] = results["settings"].pop("images")
+    (run_dir / "results.json").write_text(json.dumps(results))
+    assert write_model_card(run_dir).read_text() == new and "`gate: 0.1`" in new
 
 
 def test_the_card_of_a_hub_model_names_it(run_dir):
@@ -174,7 +187,7 @@ def test_the_card_has_what_evaluation_found_later(run_dir):
     results["evaluation"] = {"prompts": "me/prompts", "images_per_prompt": 4, "policies": {"trained": str(run_dir)}}
     (run_dir / "results.json").write_text(json.dumps(results))
     card = ModelCard.load(write_model_card(run_dir))
-    assert "| static " in card.text and "4 pictures of each" in card.text and "*original* on 100.0%" in card.text
+    assert "| static " in card.text and "4 images of each" in card.text and "*original* on 100.0%" in card.text
     assert re.search(r"trained - original \| clip +\| \+0\.630 +\| \+0\.600 to \+0\.660", card.text)
     assert {result.dataset_type for result in card.data.eval_results} == {"me/prompts"}
     results["evaluation"]["policies"] = {"trained": "runs/another"}
@@ -253,11 +266,10 @@ def arguments(**more) -> PromptEnhancerConfig:
     return PromptEnhancerConfig(use_cpu=True, bf16=False, push_to_hub=True, **more)
 
 
-def test_before_training_the_repository_is_there_and_the_trainer_pushes_nothing(hub, monkeypatch):
+def test_before_training_the_repository_is_there(hub):
     args = arguments(hub_model_id="tiny", hub_private_repo=True)
-    assert open_repo(args) == "me/tiny" and hub.repos["me/tiny"].private
-    assert not args.push_to_hub
-    assert open_repo(arguments(hub_model_id="me/dry", dry_run=True)) is None and "me/dry" not in hub.repos
+    before = vars(args).copy()
+    assert open_repo(args) == "me/tiny" and hub.repos["me/tiny"].private and vars(args) == before
     assert open_repo(PromptEnhancerConfig(use_cpu=True, bf16=False)) is None
 
 
@@ -320,9 +332,7 @@ def test_nothing_is_pushed_that_was_refused_or_without_a_right(hub, run_dir):
 @pytest.mark.slow
 def test_training_pushes_and_what_is_pushed_loads(hub, tmp_path):
     """One run whose push the Hub refuses at the end; `recipes/publish.py`, as it says; and one that pushes itself."""
-    rows = (TINY_WORLD / "validation.jsonl").read_text().splitlines()[:4]
-    (tmp_path / "validation.jsonl").write_text("\n".join(rows))
-    flags = ["--validation_prompts", str(tmp_path / "validation.jsonl"), "--max_steps", "2", "--save_steps", "1"]
+    flags = ["--validation_prompts", few_prompts(tmp_path, 4), "--max_steps", "2", "--save_steps", "1"]
     flags += ["--push_to_hub", "true", "--hub_model_id"]
     failing, out = tmp_path / "failing", tmp_path / "out"
 
@@ -344,5 +354,5 @@ def test_training_pushes_and_what_is_pushed_loads(hub, tmp_path):
     assert (out / "checkpoint-1" / "training_args.bin").is_file() and not has_token(tmp_path)
     assert not any(TOKEN.encode() in content for content in hub.files("me/tiny").values())
     done = run([sys.executable, "-c", snippet(hub.files("me/tiny")["README.md"].decode())], hub, tmp_path, token="")
-    asked = json.loads(rows[0])["user_prompt"]
-    assert done.stdout.strip() == PromptEnhancer.from_pretrained(out, device="cpu").enhance(asked).prompt
+    first = json.loads((tmp_path / "validation.jsonl").read_text().splitlines()[0])["user_prompt"]
+    assert done.stdout.strip() == PromptEnhancer.from_pretrained(out, device="cpu").enhance(first).prompt

@@ -57,7 +57,8 @@ from pathlib import Path
 from test_tracking import PaintingWorker, make_trainer
 from brushup.config import DataConfig, RenderConfig
 from brushup.prompts.dataset import load_prompts
-from brushup.training.tracking import Sample, check_trackers, sample_grid
+from brushup.training.callbacks import ValidateAtTheEnd
+from brushup.training.tracking import Tracking
 
 folder, requested = Path(sys.argv[1]), []
 connect, resolve = socket.socket.connect, socket.getaddrinfo
@@ -82,6 +83,7 @@ for name in ("tensorboard", "trackio", "wandb"):
     )
     drawing = RenderConfig("the-generator", {"token": "hf_very_secret"}, {"guidance_scale": 3.5})
     trainer.add_callback(Tracking(trainer, DataConfig("validation.jsonl", train_prompts="train.jsonl"), drawing))
+    trainer.add_callback(ValidateAtTheEnd())
     trainer.train()
     (folder / f"{name}.json").write_text(json.dumps(trainer.state.log_history))
 (folder / "requested.json").write_text(json.dumps(requested))
@@ -99,8 +101,9 @@ def runs(tmp_path_factory):
     homes = {f"WANDB_{name}_DIR": str(folder / "home") for name in ("CACHE", "CONFIG", "DATA")}
     homes |= {"WANDB_DIR": str(folder / "wandb"), "TRACKIO_DIR": str(folder / "trackio" / "db")}
     variables = homes | {"WANDB_MODE": "offline"}
-    (folder / "train.py").write_text(TRAIN)
-    run([sys.executable, str(folder / "train.py"), str(folder)], variables=variables)
+    program = tmp_path_factory.mktemp("program") / "train.py"
+    program.write_text(TRAIN)
+    run([sys.executable, str(program), str(folder)], variables=variables, real=True)  # trackio reads them at import
     return folder
 
 
@@ -168,7 +171,7 @@ def test_tensorboard(runs):
     assert json.loads(texts("args")[0])["reward_weights"] == [1.0, 0.5]
     check_settings(json.loads(texts("settings")[0].strip("`json\n")))
     cells = [
-        [step, *re.split(r" \| ", line.strip("| "))]
+        [step, *map(str.strip, line.strip("| ").split(" | "))]
         for step, table in texts("pictures").items()
         for line in table.splitlines()[2:]
     ]
