@@ -1,4 +1,4 @@
-"""Pushes a run to the Hub: adapter (or model), tokenizer, model card, results, report and sample pictures.
+"""Pushes a run to the Hub: adapter (or model), tokenizer, model card, results, report and images.
 
     python recipes/publish.py --output_dir runs/tiny_cpu --hub_model_id me/name
 

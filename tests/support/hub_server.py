@@ -57,7 +57,7 @@ class HubServer:
         self._server.server_close()
 
     def files(self, repo_id: str) -> dict[str, bytes]:
-        """What the newest commit holds, without the Hub's own .gitattributes."""
+        """Return the files of the newest commit, without the Hub's own .gitattributes."""
         newest = self.repos[repo_id].commits[-1]
         return {path: content for path, content in newest.items() if path != ".gitattributes"}
 
@@ -87,14 +87,14 @@ class HubServer:
             request.wfile.write(content)
 
     def _create(self, body, signed_in):
-        asked = json.loads(body)
-        repo_id = f"{asked['organization'] or 'me'}/{asked['name']}"
+        wanted = json.loads(body)
+        repo_id = f"{wanted['organization'] or 'me'}/{wanted['name']}"
         if not signed_in:
             return 401, {"error": "Invalid username or password."}
         if not repo_id.startswith("me/"):
             return 403, {"error": "You don't have the rights to create a model under this namespace"}
         status = 409 if repo_id in self.repos else 200
-        self.repos.setdefault(repo_id, Repo(asked.get("visibility") == "private"))
+        self.repos.setdefault(repo_id, Repo(wanted.get("visibility") == "private"))
         return status, {"url": f"{self.url}/{repo_id}", "error": "You already created this model repo"}
 
     def _auth_check(self, body, signed_in, repo, write):
@@ -129,9 +129,9 @@ class HubServer:
         return 200, {"transfer": "basic", "objects": objects}
 
     def _upload(self, body, signed_in, oid):
-        right = hashlib.sha256(body).hexdigest() == oid
-        self.blobs.update({oid: body} if right else {})
-        return (200 if right else 400), {}
+        is_whole = hashlib.sha256(body).hexdigest() == oid
+        self.blobs.update({oid: body} if is_whole else {})
+        return (200 if is_whole else 400), {}
 
     def _verify(self, body, signed_in):
         return (200 if json.loads(body)["oid"] in self.blobs else 404), {}
