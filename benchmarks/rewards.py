@@ -41,7 +41,7 @@ def measure(names: list[str], kwargs: dict[str, dict], count: int, size: int, ro
     from brushup.common import default_device
     from brushup.console import quiet_libraries
     from brushup.render.job import RenderJob
-    from brushup.render.renderer import Picture
+    from brushup.render.renderer import RenderedImage
     from brushup.render.worker import LocalWorker
     from brushup.rewards.registry import RewardSpec
 
@@ -50,8 +50,8 @@ def measure(names: list[str], kwargs: dict[str, dict], count: int, size: int, ro
 
         images_drawn, token_limits = 0, {}
 
-        def draw(self, jobs: list[tuple[str, int]]) -> list[Picture]:
-            return [Picture(pixels.clone()) for pixels in rendered[: len(jobs)]]
+        def draw(self, jobs: list[tuple[str, int]]) -> list[RenderedImage]:
+            return [RenderedImage(pixels.clone()) for pixels in rendered[: len(jobs)]]
 
         def count_tokens(self, prompts: list[str]) -> list[dict]:
             return [{}] * len(prompts)
@@ -63,7 +63,7 @@ def measure(names: list[str], kwargs: dict[str, dict], count: int, size: int, ro
         scene = rng.choice(world.all_scenes())
         image = world.draw_scene(scene, rng).resize((size, size))
         ImageDraw.Draw(image).text((size // 8, size // 8), "OPEN", fill="black", font_size=size // 8)
-        rendered.append(Picture.of(image).pixels.to(device))
+        rendered.append(RenderedImage.of(image).pixels.to(device))
         user_prompt = f'an image with the text "OPEN", number {number // GROUP}'
         rewrite = f"rewrite {min(number // 2, count // 2 - 1)}"  # two images each, which set rewards compare
         jobs.append(RenderJob(rewrite, user_prompt, number))

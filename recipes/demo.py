@@ -31,7 +31,7 @@ from PIL import Image
 from trl import TrlParser
 
 from brushup.config import PromptConfig, RenderConfig, RewardConfig
-from brushup.console import quiet_libraries
+from brushup.console import quiet_libraries, serve_command
 from brushup.evaluation.arm import text_scores
 from brushup.policy.enhancer import Enhancement, PromptEnhancer
 from brushup.prompts.dataset import load_prompts, order_rows
@@ -351,7 +351,7 @@ def get_demo_worker(render: RenderConfig, config: DemoConfig) -> tuple[Worker, d
         render = dataclasses.replace(render, worker="local")
     # Two images take no longer than a batch, and somebody waits for them.
     render = dataclasses.replace(render, worker_timeout=render.render_timeout)
-    worker = get_worker(render, rewards, Path(), ddp_timeout=1800)  # no ranks wait here
+    worker = get_worker(render, rewards, Path(), 1800, serve_command())  # no ranks wait here
     return worker, load_text_rewards(rewards)
 
 

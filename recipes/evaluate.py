@@ -26,7 +26,7 @@ from accelerate.utils import gather_object
 from trl import TrlParser
 
 from brushup.config import EvaluationConfig, PromptConfig, RenderConfig
-from brushup.console import quiet_libraries, say
+from brushup.console import quiet_libraries, say, serve_command
 from brushup.evaluation.arm import STATIC_SUFFIX, Arm
 from brushup.evaluation.report import short_report, write_report
 from brushup.evaluation.results import Results
@@ -51,7 +51,7 @@ def main(prompts: PromptConfig, render: RenderConfig, args: EvaluationConfig) ->
     check_image_count(rewards, validation_images_per_prompt=args.validation_images_per_prompt)
 
     # Worker: renders and scores, in this process or in a service
-    worker = get_worker(render, rewards, Path(args.output_dir), args.ddp_timeout)
+    worker = get_worker(render, rewards, Path(args.output_dir), args.ddp_timeout, serve_command())
     objective = Objective.from_specs(rewards)
     validation = Validation(rows, worker, load_text_rewards(rewards), objective, args, images_kept=len(rows))
 

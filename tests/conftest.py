@@ -56,11 +56,23 @@ def few_prompts(folder: Path, count: int) -> str:
 
 
 @pytest.fixture(scope="session")
+def short_run(tmp_path_factory):
+    """The outcome and the folder of a short run (support/short_run.py); it is told to resume, but finds nothing."""
+    from support.launching import recipe, run
+    from support.short_run import flags
+
+    folder = tmp_path_factory.mktemp("short_run")
+    return run(recipe(*flags(folder), "--resume_from_checkpoint", "true")), folder / "out"
+
+
+@pytest.fixture(scope="session")
 def service(tmp_path_factory):
     """The render service that tests share: two replicas, and all rewards that any of them asks for."""
     from support.service import Service
 
-    service = Service(tmp_path_factory.mktemp("service"), "--num_replicas", "2")
+    rewards = ("clip", "tests/support/breaking.py:Breaking")
+    folder = tmp_path_factory.mktemp("service")
+    service = Service(folder, "--num_replicas", "2", "--worker_timeout", "36", "--reward_funcs", *rewards)
     yield service
     service.end()
 

@@ -32,7 +32,7 @@ def decode_image(image: Any) -> Any:
     unpacked = Image.open(io.BytesIO(base64.b64decode(image)), formats=["WEBP", "PNG"])
     if unpacked.width * unpacked.height > MAX_IMAGE_PIXELS:
         size = f"{unpacked.width} x {unpacked.height}"
-        raise ValueError(f"the picture has {size} pixels, more than {MAX_IMAGE_PIXELS}")
+        raise ValueError(f"the image has {size} pixels, more than {MAX_IMAGE_PIXELS}")
     return unpacked.convert("RGB")
 
 

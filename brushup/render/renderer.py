@@ -32,20 +32,24 @@ class RenderFailure:
 
 
 @dataclass(frozen=True, eq=False)
-class Picture:
-    """A rendered image as `pixels`, uint8, (3, height, width), and as a PIL image when it is asked for."""
+class RenderedImage:
+    """A rendered image: its `pixels`, uint8, (3, height, width), converted to a PIL image at the first use of that."""
 
     pixels: torch.Tensor
 
     @classmethod
-    def of(cls, image: Image.Image, device: str = "cpu") -> "Picture":
-        """Return the picture of a PIL image, its pixels on the device."""
+    def of(cls, image: Image.Image, device: str = "cpu") -> "RenderedImage":
+        """Return a PIL image as if it had been rendered, its pixels on the device."""
         return cls(torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).contiguous().to(device))
 
     @functools.cached_property
     def image(self) -> Image.Image:
-        """The PIL image, RGB; converted once."""
+        """The PIL image, RGB."""
         return Image.fromarray(self.pixels.permute(1, 2, 0).cpu().numpy())
+
+
+PromptAndSeed = tuple[str, int]
+Rendered = RenderedImage | RenderFailure
 
 
 class Renderer:
@@ -112,29 +116,29 @@ class Renderer:
                 count[name] = len(tokenizer(prompt, verbose=False)["input_ids"])  # else it warns of long ones
         return counts
 
-    def render(self, jobs: Sequence[tuple[str, int]]) -> list[Image.Image | RenderFailure]:
+    def render(self, jobs: Sequence[PromptAndSeed]) -> list[Image.Image | RenderFailure]:
         """Render each (prompt, seed) as `draw` does, and return PIL images."""
         return [item if isinstance(item, RenderFailure) else item.image for item in self.draw(jobs)]
 
-    def draw(self, jobs: Sequence[tuple[str, int]]) -> list[Picture | RenderFailure]:
+    def draw(self, jobs: Sequence[PromptAndSeed]) -> list[Rendered]:
         """Render each (prompt, seed). Equal jobs are rendered once, and a prompt with several seeds is encoded once
         (for most pipelines: see `shares_prompts`).
 
         Returns:
-            In the order of the jobs a `Picture`, its pixels on the renderer's device, or a `RenderFailure`: the
+            In the order of the jobs a `RenderedImage`, its pixels on the renderer's device, or a `RenderFailure`: the
             pipeline raised, or the image has NaNs or is blank (all pixels alike). A failure does not touch the other
             batches. Out of memory halves the batch size and goes on; only a single image that does not fit fails.
         """
         rendered = self._draw_all(list(dict.fromkeys(jobs)))
         return [rendered[job] for job in jobs]
 
-    def _draw_all(self, jobs: list[tuple[str, int]]) -> dict[tuple[str, int], Picture | RenderFailure]:
-        rendered: dict[tuple[str, int], Picture | RenderFailure] = {}
+    def _draw_all(self, jobs: list[PromptAndSeed]) -> dict[PromptAndSeed, Rendered]:
+        rendered: dict[PromptAndSeed, Rendered] = {}
         for prompts, seeds in self._batches(jobs):
             rendered.update(self._draw_batch(prompts, seeds))
         return rendered
 
-    def _batches(self, jobs: list[tuple[str, int]]) -> Iterator[tuple[list[str], list[list[int]]]]:
+    def _batches(self, jobs: list[PromptAndSeed]) -> Iterator[tuple[list[str], list[list[int]]]]:
         """Yield batches of prompts with the same number of seeds each, since a pipeline takes one number for all.
 
         That number is one if the pipeline can't share a prompt.
@@ -155,14 +159,13 @@ class Renderer:
                 del items[:width]
                 yield list(prompts), list(seeds)
 
-    def _draw_batch(
-        self, prompts: list[str], seeds: list[list[int]]
-    ) -> dict[tuple[str, int], Picture | RenderFailure]:
+    def _draw_batch(self, prompts: list[str], seeds: list[list[int]]) -> dict[PromptAndSeed, Rendered]:
         """Render one batch; out of memory halves the batch size and renders it in parts."""
         jobs = [(prompt, seed) for prompt, chunk in zip(prompts, seeds, strict=True) for seed in chunk]
         filled = jobs + [jobs[-1]] * (self.batch_size - len(jobs) if self._compiled else 0)
         try:
             images = self._call_pipeline(prompts + [prompts[-1]] * (len(filled) - len(jobs)), len(seeds[0]), filled)
+            rendered = dict(zip(jobs, self._checked(images[: len(jobs)]), strict=True))
         # Sana only warns of running out of memory in its decoder, and then lacks its `image`
         except (torch.OutOfMemoryError, UnboundLocalError) as error:
             out_of_memory = str(error)  # and not the error itself: its traceback holds the memory
@@ -170,9 +173,9 @@ class Renderer:
             return dict.fromkeys(jobs, RenderFailure(f"{type(error).__name__}: {error}"))
         else:
             self.images_drawn += len(jobs)
-            return dict(zip(jobs, self._checked(images[: len(jobs)]), strict=True))
+            return rendered
         if len(filled) == 1:
-            reason = f"out of memory for a single picture: {out_of_memory}"
+            reason = f"out of memory for a single image: {out_of_memory}"
             return {jobs[0]: RenderFailure(reason, "out_of_memory")}
         self.batch_size = min(self.batch_size, len(filled) // 2)
         logger.warning("out of memory with %d images at once; going on with %d", len(filled), self.batch_size)
@@ -180,7 +183,7 @@ class Renderer:
         return self._draw_all(jobs)
 
     def _call_pipeline(
-        self, prompts: list[str], images_per_prompt: int, jobs: list[tuple[str, int]]
+        self, prompts: list[str], images_per_prompt: int, jobs: list[PromptAndSeed]
     ) -> torch.Tensor | np.ndarray:
         """Return images in 0..1: a tensor, (count, 3, height, width), or an array, (count, height, width, 3)."""
         arguments = {**self.render_kwargs, "prompt": prompts}
@@ -197,24 +200,26 @@ class Renderer:
         """Compile, and render once: the first batch takes minutes, for which a job in a service has no time."""
         compile_models(self.pipeline)
         self._compiled = True
-        (picture,) = self.draw([("a picture", 0)])
-        if isinstance(picture, RenderFailure) and not self.images_drawn:
-            raise RuntimeError(f"compile_generator: once compiled, it does not render; leave it out. {picture.reason}")
+        (rendered,) = self.draw([("a picture", 0)])
+        if not self.images_drawn:
+            raise RuntimeError(
+                f"compile_generator: once compiled, it does not render; leave it out. {rendered.reason}"
+            )
         self.images_drawn = 0
 
-    def _checked(self, images: torch.Tensor | np.ndarray) -> list[Picture | RenderFailure]:
-        """Return the images of `_call_pipeline` as pictures; an image with NaNs, and a blank one, is a failure."""
+    def _checked(self, images: torch.Tensor | np.ndarray) -> list[Rendered]:
+        """Return the images of `_call_pipeline` as uint8; an image with NaNs, and a blank one, is a failure."""
         if isinstance(images, np.ndarray):
             images = torch.from_numpy(images).permute(0, 3, 1, 2)
         images = images.to(self.device, torch.float32)
         low, high = images.flatten(1).aminmax(dim=1)  # NaN if a pixel is
-        checked: list[Picture | RenderFailure] = []
+        checked: list[Rendered] = []
         pixels = (images * 255).round().to(torch.uint8).contiguous()
         for image, spread in zip(pixels, (high - low).tolist(), strict=True):  # one transfer a batch
             if not math.isfinite(spread):
-                checked.append(RenderFailure("the picture has NaN or infinite pixels", "bad_image"))
+                checked.append(RenderFailure("the image has NaN or infinite pixels", "bad_image"))
             elif spread < 2 / 255:
-                checked.append(RenderFailure("the picture is blank: all pixels are alike", "bad_image"))
+                checked.append(RenderFailure("the image is blank: all pixels are alike", "bad_image"))
             else:
-                checked.append(Picture(image))
+                checked.append(RenderedImage(image))
         return checked

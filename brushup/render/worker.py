@@ -13,7 +13,7 @@ from PIL import Image
 from brushup.common import whole_on_each_rank
 from brushup.config import RenderConfig
 from brushup.render.job import RenderJob, RenderResult
-from brushup.render.renderer import Picture, Renderer, RenderFailure
+from brushup.render.renderer import RenderedImage, Renderer, RenderFailure
 from brushup.rewards.registry import RewardSpec
 
 
@@ -27,7 +27,7 @@ class WrongScores(ValueError):
 
 
 class LocalWorker:
-    """A renderer and image rewards in this process, on a thread of their own.
+    """A renderer and image rewards in this process, on a separate thread.
 
     Args:
         renderer: renders the images.
@@ -77,9 +77,9 @@ class LocalWorker:
         self.seconds["render"] += time.perf_counter() - start
         prompts = list(dict.fromkeys(job.prompt for job in unique))
         tokens = dict(zip(prompts, self.renderer.count_tokens(prompts), strict=True))
-        pictures = {job: item for job, item in rendered.items() if isinstance(item, Picture)}
+        images = {job: item for job, item in rendered.items() if isinstance(item, RenderedImage)}
         start = time.perf_counter()
-        scores, error = self._score_pictures(pictures)
+        scores, error = self._score_images(images)
         self.seconds["score"] += time.perf_counter() - start
         results = {}
         for job, item in rendered.items():
@@ -87,7 +87,7 @@ class LocalWorker:
                 results[job] = RenderResult.failed(item.reason, item.kind)
                 continue
             by_name = {name: values[job] for name, values in scores.items()}
-            unscored = [f"reward {n!r} gave {s} for this picture" for n, s in by_name.items() if not _is_finite(s)]
+            unscored = [f"reward {n!r} gave {s} for this image" for n, s in by_name.items() if not _is_finite(s)]
             wrong = error or next(iter(unscored), None)
             if wrong:
                 results[job] = RenderResult.failed(wrong, "reward", tokens=tokens[job.prompt])
@@ -96,20 +96,20 @@ class LocalWorker:
                 results[job] = RenderResult(by_name, image, tokens=tokens[job.prompt])
         return [results[job] for job in jobs]
 
-    def _score_pictures(
-        self, pictures: dict[RenderJob, Picture]
+    def _score_images(
+        self, rendered: dict[RenderJob, RenderedImage]
     ) -> tuple[dict[str, dict[RenderJob, float | None]], str | None]:
-        """Return the scores of each reward, and the error of a reward that failed, which fails all pictures."""
+        """Return the scores of each reward, and the error of a reward that failed, which fails all images."""
         scores: dict[str, dict[RenderJob, float | None]] = {}
-        if not pictures:
+        if not rendered:
             return scores, None
-        jobs = list(pictures)
-        pixels = [picture.pixels for picture in pictures.values()]
+        jobs = list(rendered)
+        pixels = [image.pixels for image in rendered.values()]
         images: list[Image.Image] | None = None
         for name, reward in self.image_rewards.items():
             takes_pixels = getattr(reward, "takes_pixels", False)
             if not takes_pixels and images is None:
-                images = [picture.image for picture in pictures.values()]
+                images = [image.image for image in rendered.values()]
             try:
                 # Rewards that share a backbone know by the list that the images are the same.
                 values = scores_of(reward, pixels if takes_pixels else images, jobs)
@@ -138,7 +138,7 @@ def scores_of(
     returned = reward(images, [job.user_prompt for job in jobs], [job.prompt for job in jobs])
     scores = [score.item() if hasattr(score, "item") else score for score in returned]  # of numpy or torch
     if len(scores) != len(images):
-        raise WrongScores(f"returned {len(scores)} scores for {len(images)} pictures")
+        raise WrongScores(f"returned {len(scores)} scores for {len(images)} images")
     for score in scores:
         if not (score is None or isinstance(score, Real)):
             raise WrongScores(f"returned {score!r:.80} as a score, which is neither a number nor None")

@@ -65,7 +65,8 @@ class Tracking(TrainerCallback):
 
     def __init__(self, trainer: Trainer, *settings: Any):
         self.trainer = trainer
-        self.settings = masked({name: value for one in settings for name, value in asdict(one).items()})
+        by_name = {name: value for config in settings for name, value in asdict(config).items()}
+        self.settings = masked(by_name)
 
     def on_train_begin(self, args, state, control, **kwargs):
         if not state.is_world_process_zero:

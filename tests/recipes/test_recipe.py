@@ -1,60 +1,35 @@
-"""The launch command, as users type it, and what it leaves."""
+"""What the recipe prints and leaves, with the settings of the tiny run and of the others."""
 
 import json
 import re
-import subprocess
 
 import pandas
 import pytest
-from conftest import REPOSITORY, TINY_WORLD, few_prompts
+from conftest import TINY_WORLD, few_prompts
 from PIL import Image
 from safetensors.torch import load_file
 
 from support.generators import save_generator
-from support.launching import ACCELERATE, finished
+from support.launching import ACCELERATE, recipe, run
+from support.short_run import PROMPTS, STEPS
 
 
-def launch_line() -> list[str]:
-    """The launch command of the README's first line."""
-    line = re.search(r"pip install -e \. && (accelerate launch .*)", (REPOSITORY / "README.md").read_text())
-    return line.group(1).split()
-
-
-def launch(*flags: str, real: bool = False) -> subprocess.CompletedProcess:
-    """Return the outcome of the README's first command with these flags."""
-    words = launch_line()
-    if "--config" in flags:
-        words = words[: words.index("--config")]
-    return finished([*ACCELERATE[:-1], *words[2:], *flags], real=real)
-
-
-@pytest.fixture(scope="module")
-def short_run(tmp_path_factory):
-    """Three steps on twelve held-out prompts, with two rewards and two pictures a rewrite."""
-    folder = tmp_path_factory.mktemp("run")
-    done = launch(
-        *("--output_dir", str(folder / "out"), "--validation_prompts", few_prompts(folder, 12)),
-        *("--max_steps", "3", "--save_steps", "2", "--logging_steps", "1", "--log_images_steps", "2"),
-        *("--reward_funcs", "clip", "keyword_retention", "--reward_weights", "1.0", "0.1", "--images_per_prompt", "2"),
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done, folder / "out"
-
-
+@pytest.mark.slow
 def test_results(short_run):
     results = json.loads((short_run[1] / "results.json").read_text())
     assert set(results["arms"]) == {"original", "untrained", "trained"}
     for arm in results["arms"].values():
-        assert set(arm["rewards"]) == {"clip", "keyword_retention"} and arm["n"] == 12
+        assert set(arm["rewards"]) == {"clip", "keyword_retention"} and arm["n"] == PROMPTS
         assert all(0 <= value <= 1 for value in arm["rewards"].values()) and 0 <= arm["checker_accuracy"] <= 1
     assert results["arms"]["original"]["rewards"]["keyword_retention"] == 1.0
     for gain in results["trained_minus_untrained"].values():
         assert gain["ci95"][0] <= gain["mean"] <= gain["ci95"][1]
     assert 0 <= results["win_rate"] <= 1 and results["seconds"] > 0
-    # three arms of up to 12 pictures, and 3 steps of up to 32 rewrites x 2; equal ones are drawn once
-    assert 12 < results["images_drawn"] <= 3 * 12 + 3 * 32 * 2
+    # the users' prompts, three validations, and in each step up to 32 rewrites x 2; equal ones are rendered once
+    assert PROMPTS < results["images_drawn"] <= 4 * PROMPTS + STEPS * 32 * 2
 
 
+@pytest.mark.slow
 def test_files(short_run):
     output = short_run[1]
     adapter = load_file(output / "adapter_model.safetensors")
@@ -62,55 +37,68 @@ def test_files(short_run):
     assert not [name for name in adapter if "visual" in name]
     assert (output / "checkpoint-2" / "adapter_model.safetensors").exists()
     assert (output / "README.md").read_text().startswith("---")
-    for picture in ("step-000000.png", "step-000002.png", "before_after.png"):
-        assert Image.open(output / "images" / picture).height > 160
-    completions = pandas.read_parquet(output / "completions" / "completions_00003.parquet")
+    for name in ("step-000000.png", "step-000002.png", "before_after.png"):
+        assert Image.open(output / "images" / name).height > 160
+    completions = pandas.read_parquet(output / "completions" / "completions_00006.parquet")
     assert {"prompt", "completion", "clip", "keyword_retention", "advantage", "user_prompt", "rewrite"} <= set(
         completions.columns
     )
     assert len(completions) == 32
 
 
+@pytest.mark.slow
 def test_what_a_person_sees(short_run):
     printed = short_run[0].stdout
     assert re.search(r"^policy +data/tiny_world/policy: [\d,]+ of [\d,]+ parameters train$", printed, re.MULTILINE)
     assert re.search(
-        r"^step +3/3 +reward \d\.\d{3} +clip \d\.\d{3} +keyword_retention \d\.\d{3}", printed, re.MULTILINE
+        r"^step +6/6 +reward \d\.\d{3} +clip \d\.\d{3} +keyword_retention \d\.\d{3}", printed, re.MULTILINE
     )
-    assert re.search(r"^\| original +\| \d\.\d{3} +\| 1\.000 +\| \d+\.\d% +\| 12 +\|$", printed, re.MULTILINE)
+    assert re.search(
+        rf"^\| original +\| \d\.\d{{3}} +\| 1\.000 +\| \d+\.\d% +\| {PROMPTS} +\|$", printed, re.MULTILINE
+    )
     assert re.search(r"^trained - untrained clip: [+-]\d\.\d{3} \(95 % interval", printed, re.MULTILINE)
     noise = [line for line in (printed + short_run[0].stderr).splitlines() if "Warning" in line or "WARNING" in line]
     assert not noise
     assert len(printed.splitlines()) < 40
 
 
+@pytest.mark.slow
 def test_another_policy_and_generator_by_name(tmp_path, text_policy):
     """Only names differ: a text-only Qwen2, a Stable Diffusion 1.5 (random weights)."""
     save_generator("sd15", tmp_path / "generator")
-    done = launch(
-        *("--model_name_or_path", text_policy, "--generator", str(tmp_path / "generator")),
-        *("--generator_init_kwargs", "{}", "--render_kwargs", '{"num_inference_steps": 2, "height": 32, "width": 32}'),
-        *("--validation_prompts", few_prompts(tmp_path, 4), "--output_dir", str(tmp_path / "out")),
-        *("--max_steps", "2", "--logging_steps", "1", "--lora_target_modules", "q_proj", "v_proj"),
+    run(
+        recipe(
+            *("--model_name_or_path", text_policy, "--generator", str(tmp_path / "generator")),
+            *(
+                "--generator_init_kwargs",
+                "{}",
+                "--render_kwargs",
+                '{"num_inference_steps": 2, "height": 32, "width": 32}',
+            ),
+            *("--validation_prompts", few_prompts(tmp_path, 4), "--output_dir", str(tmp_path / "out")),
+            *("--max_steps", "2", "--logging_steps", "1", "--lora_target_modules", "q_proj", "v_proj"),
+        )
     )
-    assert done.returncode == 0, done.stderr[-3000:]
     arms = json.loads((tmp_path / "out" / "results.json").read_text())["arms"]
     assert set(arms["original"]["rewards"]) == {"clip"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["qwen2vl_2b_sd3_1gpu", "qwen2vl_7b_sd3"])
 def test_the_yaml_for_real_models_differs_in_names_and_sizes_only(name, tmp_path):
     """Its names and sizes exchanged for tiny ones, all else runs as it stands: QLoRA, bf16, validation, best model."""
-    done = launch(
-        *("--config", f"recipes/{name}.yaml", "--output_dir", str(tmp_path / "out"), "--use_cpu", "true"),
-        *("--model_name_or_path", str(TINY_WORLD / "policy"), "--generator", str(TINY_WORLD / "generator")),
-        *("--generator_init_kwargs", '{"text_encoder_3": null, "tokenizer_3": null}'),
-        *("--render_kwargs", '{"num_inference_steps": 4, "height": 32, "width": 32, "max_sequence_length": 1}'),
-        *("--reward_kwargs", json.dumps({"clip": {"model_name": f"local-dir:{TINY_WORLD / 'scorer'}"}})),
-        *("--validation_prompts", few_prompts(tmp_path, 4), "--max_steps", "1", "--logging_steps", "1"),
-        *("--eval_steps", "1", "--save_steps", "1"),
+    done = run(
+        [
+            *(*ACCELERATE, "accelerate_configs/cpu.yaml", "recipes/grpo.py", "--config", f"recipes/{name}.yaml"),
+            *("--output_dir", str(tmp_path / "out"), "--use_cpu", "true"),
+            *("--model_name_or_path", str(TINY_WORLD / "policy"), "--generator", str(TINY_WORLD / "generator")),
+            *("--generator_init_kwargs", '{"text_encoder_3": null, "tokenizer_3": null}'),
+            *("--render_kwargs", '{"num_inference_steps": 4, "height": 32, "width": 32, "max_sequence_length": 1}'),
+            *("--reward_kwargs", json.dumps({"clip": {"model_name": f"local-dir:{TINY_WORLD / 'scorer'}"}})),
+            *("--validation_prompts", few_prompts(tmp_path, 4), "--max_steps", "1", "--logging_steps", "1"),
+            *("--eval_steps", "1", "--save_steps", "1"),
+        ]
     )
-    assert done.returncode == 0, done.stderr[-3000:]
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert set(results["arms"]["trained"]["rewards"]) == {"clip", "quality_score"}
     assert results["arms"]["trained"]["checker_accuracy"] is None

@@ -6,7 +6,7 @@ from PIL import Image
 from trl import TrlParser
 
 from brushup.config import RenderConfig
-from brushup.render.renderer import Picture, Renderer, RenderFailure
+from brushup.render.renderer import RenderedImage, Renderer, RenderFailure
 
 
 RED = "a big red circle on a white background"
@@ -48,7 +48,7 @@ def test_pixels_and_picture_are_the_same(renderer):
     assert [(picture.pixels.dtype, picture.pixels.shape) for picture in drawn] == [(torch.uint8, (3, 32, 32))] * 2
     for picture, image in zip(drawn, renderer.render([(RED, 7), (BLUE, 7)]), strict=True):
         assert (np.asarray(image) == picture.pixels.permute(1, 2, 0).numpy()).all()
-        assert (Picture.of(image).pixels == picture.pixels).all()
+        assert (RenderedImage.of(image).pixels == picture.pixels).all()
 
 
 @pytest.mark.parametrize(("value", "reason"), [(float("nan"), "NaN"), (0.0, "blank")])
@@ -97,13 +97,29 @@ def test_out_of_memory_halves_the_batch_and_goes_on(renderer, monkeypatch, caplo
     assert all(abs(pixels(a) - pixels(b)).max() <= 2 for a, b in zip(pictures, wanted, strict=True))
 
 
+def test_out_of_memory_after_the_pipeline_halves_the_batch_too(renderer, monkeypatch):
+    """The pixels are converted to float32 on the GPU."""
+    wanted, to = renderer.render([(RED, 1), (BLUE, 1)]), torch.Tensor.to
+
+    def fit_one(tensor, *args, **kwargs):
+        if tensor.shape == (2, 3, 32, 32) and args == ("cpu", torch.float32):
+            raise torch.OutOfMemoryError("CUDA out of memory (said the test)")
+        return to(tensor, *args, **kwargs)
+
+    monkeypatch.setattr(torch.Tensor, "to", fit_one)
+    monkeypatch.setattr(renderer, "batch_size", 8)
+    images = renderer.render([(RED, 1), (BLUE, 1)])
+    assert renderer.batch_size == 1
+    assert all(abs(pixels(a) - pixels(b)).max() <= 2 for a, b in zip(images, wanted, strict=True))
+
+
 def test_a_single_picture_that_does_not_fit_is_a_failure(renderer, monkeypatch):
     def fit_nothing(**kwargs):
         raise torch.OutOfMemoryError("CUDA out of memory (said the test)")
 
     monkeypatch.setattr(renderer.pipeline.transformer, "forward", fit_nothing)
     monkeypatch.setattr(renderer, "batch_size", 8)
-    assert all("out of memory for a single picture" in p.reason for p in renderer.render([(RED, 1), (BLUE, 1)]))
+    assert all("out of memory for a single image" in p.reason for p in renderer.render([(RED, 1), (BLUE, 1)]))
 
 
 def test_an_argument_that_the_pipeline_does_not_take_is_named():

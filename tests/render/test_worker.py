@@ -8,7 +8,7 @@ from PIL import Image
 
 import world
 from brushup.render.job import RenderJob, paired_seeds
-from brushup.render.renderer import Picture
+from brushup.render.renderer import RenderedImage
 from brushup.render.worker import LocalWorker
 from brushup.rewards.open_clip_backbone import open_clip_backbone
 from support.reward_models import write_head
@@ -65,8 +65,8 @@ def broken(images, user_prompts, prompts):
     ("reward", "error"),
     [
         (broken, "reward 'mine' failed: KeyError: 'x'"),
-        (lambda images, *_: [0.5] * (len(images) + 1), "reward 'mine' returned 3 scores for 2 pictures"),
-        (lambda images, *_: [0.5], "reward 'mine' returned 1 scores for 2 pictures"),
+        (lambda images, *_: [0.5] * (len(images) + 1), "reward 'mine' returned 3 scores for 2 images"),
+        (lambda images, *_: [0.5], "reward 'mine' returned 1 scores for 2 images"),
         (
             lambda *_: [0.5, "high"],
             "reward 'mine' returned 'high' as a score, which is neither a number nor None",
@@ -120,7 +120,7 @@ def test_pixels_and_pil_images_have_the_same_scores(pixel_rewards, name, sizes):
     prompts = [f"a {scene['size']} {scene['color']} shape" for scene in scenes]  # for which no score is near 1
     images = [world.draw_scene(scene, rng).resize(sizes[i % len(sizes)]) for i, scene in enumerate(scenes)]
     wanted = reward(images, prompts, prompts)
-    scores = reward([Picture.of(image).pixels for image in images], prompts, prompts)
+    scores = reward([RenderedImage.of(image).pixels for image in images], prompts, prompts)
     assert scores == pytest.approx(wanted, abs=1e-5 if sizes == [(32, 32)] else 0.01)
     assert len({round(score, 4) for score in wanted}) > 3
 
@@ -144,7 +144,9 @@ def test_pixels_in_the_precision_of_gpus(pixel_rewards, architectures, kind):
     model = {"model_name": f"tiny-{kind}", "pretrained": f"{architectures}/{kind}.pt"}
     half = load_reward(kind, device="cpu", precision="pure_bf16", **model)
     rng = random.Random(0)
-    pixels = [Picture.of(world.draw_scene(scene, rng).resize((64, 48))).pixels for scene in world.all_scenes()[:3]]
+    pixels = [
+        RenderedImage.of(world.draw_scene(scene, rng).resize((64, 48))).pixels for scene in world.all_scenes()[:3]
+    ]
     texts = ["a small red circle", "a blue square", "nothing"]
     assert half(pixels, texts, texts) == pytest.approx(pixel_rewards[kind](pixels, texts, texts), abs=0.05)
 

@@ -134,7 +134,7 @@ def test_no_answer_in_time_is_the_error_of_the_jobs(server):
     assert time.monotonic() - start < 4 and len(server.requests) > 1
     for result in results:
         assert f"the worker at {server.url} did not answer for 2 s" in result.error and result.scores == {}
-        assert "Start it with: python recipes/serve.py --config X.yaml" in result.error
+        assert result.kind == "timeout" and "Start it with: python recipes/serve.py --config X.yaml" in result.error
 
 
 def test_what_the_service_refuses_is_not_asked_again(server):

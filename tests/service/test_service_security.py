@@ -5,6 +5,7 @@ import base64
 import io
 import ipaddress
 import json
+import re
 import subprocess
 import sys
 import time
@@ -22,12 +23,11 @@ from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from brushup.render.job import MAX_IMAGE_PIXELS, MAX_PROMPT_CHARS, RenderJob, RenderResult
 from brushup.render.service.protocol import MAX_BODY_BYTES, MAX_JOBS, ScoreReply
-from brushup.render.service.server import Gateway, RenderedChunk, app
-from support.launching import ENVIRONMENT, RECIPE
+from brushup.render.service.server import Gateway, app
+from support.launching import ENVIRONMENT, RECIPE, TOKEN
 
 
 SERVE = [sys.executable, "recipes/serve.py", "--config", RECIPE[2]]
-TOKEN = "a-secret"
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
 JOB = {"prompt": "a red circle", "user_prompt": "a crimson disk", "seed": 7}
 REQUEST = {"jobs": [JOB], "rewards": ["clip"]}
@@ -49,9 +49,8 @@ def unpacked(image: str) -> Image.Image:
     return ScoreReply.model_validate_json(json.dumps(reply)).results[0].image
 
 
-def draw(jobs: list[RenderJob]) -> RenderedChunk:
-    results = [RenderResult({"clip": 0.5}, Image.new("RGB", (32, 32)), tokens={"tokenizer": 5}) for _ in jobs]
-    return RenderedChunk(results, len(jobs))
+def draw(jobs: list[RenderJob]) -> list[RenderResult]:
+    return [RenderResult({"clip": 0.5}, Image.new("RGB", (32, 32)), tokens={"tokenizer": 5}) for _ in jobs]
 
 
 @pytest.fixture
@@ -85,7 +84,7 @@ def send(gateway):
 
 @pytest.mark.parametrize("path", ["/v1/info", "/v1/score", "/metrics", "/docs", "/openapi.json", "/nothing"])
 @pytest.mark.parametrize(
-    "header", [None, "", "Bearer", "Bearer ", "Bearer b-secret", "Basic a-secret", "Bearer sécret"]
+    "header", [None, "", "Bearer", "Bearer ", "Bearer a-secret", f"Basic {TOKEN}", "Bearer sécret"]
 )
 def test_without_the_token_only_health_answers(send, path, header):
     headers = {} if header is None else {"Authorization": header.encode()}
@@ -102,6 +101,22 @@ def test_with_the_token(send):
         {"scores": {"clip": 0.5}, "image": None, "error": None, "kind": None, "tokens": {"tokenizer": 5}}
     ]
     assert send("GET", "/v1/info", headers={"authorization": f"bearer {TOKEN}"}).json()["rewards"] == ["clip"]
+
+
+@pytest.mark.parametrize("format_", ["webp", "png"])
+def test_images_come_back_losslessly(send, format_):
+    reply = send(json=REQUEST | {"jobs": [JOB] * 3, "images": format_}, headers=BEARER)
+    results = ScoreReply.model_validate_json(reply.content).results
+    assert [result.image.tobytes() for result in results] == [bytes(32 * 32 * 3)] * 3
+
+
+def test_failures_are_counted_by_their_kind(send, gateway):
+    """Prometheus keeps each label value for ever, so the error itself, which may say anything, is none."""
+    gateway.replicas.score = Method(lambda jobs: [RenderResult.failed("no memory for job 7", "out_of_memory")])
+    assert send(json=REQUEST, headers=BEARER).json()["results"][0]["kind"] == "out_of_memory"
+    metrics = send("GET", "/metrics", headers=BEARER).text
+    counts = dict(re.findall(r'brushup_failures_total\{kind="(.*)"\} (.*)', metrics))
+    assert counts == {"timeout": "0.0", "out_of_memory": "1.0", "bad_image": "0.0", "reward": "0.0", "other": "0.0"}
 
 
 def test_a_service_without_a_token_asks_for_none(send, gateway):
@@ -134,7 +149,7 @@ def job(**changed) -> dict:
         (REQUEST | {"jobs": []}, "body.jobs: List should have at least 1 item"),
         (REQUEST | {"jobs": [JOB] * (MAX_JOBS + 1)}, "body.jobs: List should have at most 256 items"),
         (REQUEST | {"jobs": {}}, "body.jobs: Input should be a valid list"),
-        (REQUEST | {"jobs": [JOB] * 33, "images": "webp"}, "at most 32 jobs a request when pictures are asked for"),
+        (REQUEST | {"jobs": [JOB] * 33, "images": "webp"}, "at most 32 jobs a request when images are asked for"),
         (REQUEST | {"images": "bmp"}, "body.images: Input should be 'none', 'webp' or 'png'"),
         (REQUEST | {"images": "../../etc/passwd"}, "body.images: Input should be 'none', 'webp' or 'png'"),
         (REQUEST | {"height": 100_000}, "body.height: Extra inputs are not permitted"),
@@ -281,37 +296,33 @@ def test_serve_on_all_addresses_needs_a_token():
 
 
 @pytest.mark.slow
-def test_the_service_as_started(tmp_path):
+def test_the_service_as_started(service):
     """The token, limits over real HTTP, and which addresses its processes listen on."""
-    log = tmp_path / "service.log"
-    with log.open("w") as file:
-        environment = ENVIRONMENT | {"BRUSHUP_TOKEN": TOKEN}
-        service = subprocess.Popen([*SERVE, "--port", "0"], cwd=REPOSITORY, env=environment, stdout=file, stderr=file)
-    try:
-        give_up = time.monotonic() + 120
-        while "ready: --worker " not in log.read_text():
-            assert service.poll() is None and time.monotonic() < give_up, log.read_text()[-3000:]
-            time.sleep(0.1)
-        url = log.read_text().split("ready: --worker ")[1].split()[0]
-        assert url.startswith("http://127.0.0.1:")
-        assert httpx.get(f"{url}/health").status_code == 200
-        assert httpx.get(f"{url}/v1/info").status_code == 401
-        assert httpx.get(f"{url}/v1/info", headers={"Authorization": "Bearer wrong"}).status_code == 401
-        assert httpx.get(f"{url}/v1/info", headers=BEARER).json()["rewards"] == ["clip"]
-        with httpx.Client(base_url=url, headers=BEARER, timeout=60) as client:
-            assert "clip" in client.post("/v1/score", json=REQUEST).json()["results"][0]["scores"]
-            assert client.post("/v1/score", content=b"a" * (MAX_BODY_BYTES + 1)).status_code == 413
-            assert client.post("/v1/score", content=(b"a" * 2**20 for _ in range(20))).status_code == 413
-            for prompt in ("\ud800", "a" * (MAX_PROMPT_CHARS + 1)):
-                content = json.dumps(job(prompt=prompt))
-                headers = {"Content-Type": "application/json"}
-                assert client.post("/v1/score", content=content, headers=headers).status_code == 422
-            assert client.get("/health").status_code == 200
-        check_listening(service.pid)
-        assert TOKEN not in log.read_text()
-    finally:
-        service.terminate()
-        service.wait(timeout=30)
+    url = service.url
+    assert httpx.get(f"{url}/health").status_code == 200
+    assert httpx.get(f"{url}/v1/info").status_code == 401
+    assert httpx.get(f"{url}/v1/info", headers={"Authorization": "Bearer wrong"}).status_code == 401
+    with httpx.Client(base_url=url, headers=BEARER, timeout=60) as client:
+        assert client.get("/v1/info").json()["rewards"] == ["Breaking", "clip"]
+        before = counts(client)
+        assert "clip" in client.post("/v1/score", json=REQUEST).json()["results"][0]["scores"]
+        assert client.post("/v1/score", content=b"a" * (MAX_BODY_BYTES + 1)).status_code == 413
+        assert client.post("/v1/score", content=(b"a" * 2**20 for _ in range(20))).status_code == 413
+        for prompt in ("\ud800", "a" * (MAX_PROMPT_CHARS + 1)):
+            content = json.dumps(job(prompt=prompt))
+            headers = {"Content-Type": "application/json"}
+            assert client.post("/v1/score", content=content, headers=headers).status_code == 422
+        assert client.get("/health").status_code == 200
+        assert counts(client) == [number + 1 for number in before]
+    check_listening(service.process.pid)
+    assert TOKEN not in service.log.read_text()
+
+
+def counts(client: httpx.Client) -> list[float]:
+    """Return how many images, and how many batches of the replicas, the service has counted."""
+    text = client.get("/metrics").text
+    names = ("brushup_images_total", "brushup_batch_size_count")
+    return [float(re.search(rf"^{name} (\S+)$", text, re.MULTILINE)[1]) for name in names]
 
 
 def check_listening(pid: int) -> None:

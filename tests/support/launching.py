@@ -25,7 +25,8 @@ from conftest import REPOSITORY
 ACCELERATE = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--config_file"]
 RECIPE = ("recipes/grpo.py", "--config", "recipes/tiny_cpu.yaml")
 TWO_CPU_RANKS = ("--use_cpu", "true", "--ddp_backend", "gloo")
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}  # else each of two ranks would take all cores
+TOKEN = "Sesame-of-the-tests"  # of services, which all programs know
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "BRUSHUP_TOKEN": TOKEN}  # 1: else each rank would take all cores
 SHARDED = ("multi_gpu", "deepspeed_zero2", "deepspeed_zero3", "fsdp2")
 
 # accelerate shards with FSDP on GPUs only. Told that the two CPU processes are such, it does so here too.

@@ -7,61 +7,44 @@ import time
 
 import pandas
 import pytest
-from conftest import few_prompts
 from safetensors.torch import load_file
 
 from brushup.training.checkpoints import last_checkpoint
 from support.launching import RECIPE, TWO_CPU_RANKS, on_two_cpus, recipe, run, start, wait_for
+from support.short_run import STEPS, flags
 
 
-STEPS = 6
-
-
-def flags(folder, *more: str) -> list[str]:
-    return [
-        *("--validation_prompts", few_prompts(folder, 4), "--output_dir", str(folder / "out")),
-        *("--max_steps", str(STEPS), "--save_steps", "2", "--logging_steps", "1", "--reward_funcs", "clip", "length"),
-        *("--reward_kwargs", '{"clip": {"model_name": "local-dir:data/tiny_world/scorer"}, "length": {"target": 12}}'),
-        *("--eval_strategy", "steps", "--eval_steps", "3", *more),
-    ]
-
-
-def steps_of(folder) -> dict[int, list]:
-    """What each step wrote and got: (user prompt, rewrite, clip, length, advantage) of each row."""
-    columns = ["user_prompt", "rewrite", "clip", "length", "advantage"]
-    files = sorted((folder / "out" / "completions").glob("*.parquet"))
+def steps_of(out) -> dict[int, list]:
+    """Return what each step wrote and got: (user prompt, rewrite, clip, keyword_retention, advantage) of each row."""
+    columns = ["user_prompt", "rewrite", "clip", "keyword_retention", "advantage"]
+    files = sorted((out / "completions").glob("*.parquet"))
     return {int(file.stem[-5:]): pandas.read_parquet(file)[columns].values.tolist() for file in files}
 
 
-def stop(command: list[str], folder, number: int, whole_group: bool = False, real: bool = False) -> str:
-    """Start a run, signal it (its launcher only, or all of its processes) in step 4, and return its output."""
+def is_alive(group: int) -> bool:
+    """Return whether a process of the group is left."""
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def stop(command: list[str], folder, number: int, real: bool = False) -> str:
+    """Start a run, signal it in step 4 (all of its processes, or if `real` its launcher), and return its output."""
     log = folder / "log.txt"
     process = start(command, log, real)
     wait_for(log, r"step +3/", process)
-    if real and not whole_group:
-        os.kill(process.pid, number)
-    else:
-        (process.send_signal if not real else lambda n: os.killpg(process.pid, n))(number)
+    process.send_signal(number)
     process.wait(timeout=120)
     give_up = time.monotonic() + 60
     groups = [process.pid] if real else process.pids
     while time.monotonic() < give_up:  # its children end a little later
-        try:
-            for group in groups:
-                os.killpg(group, 0)
-        except ProcessLookupError:
+        if not any(map(is_alive, groups)):
             return log.read_text()
         time.sleep(0.1)
     os.killpg(process.pid, signal.SIGKILL)
     raise AssertionError("processes are left: " + log.read_text()[-3000:])
-
-
-@pytest.fixture(scope="module")
-def unbroken(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("unbroken")
-    run(recipe(*flags(folder)))
-    assert list(steps_of(folder)) == list(range(1, STEPS + 1))
-    return folder
 
 
 def checkpoint_said(said: str, folder) -> str:
@@ -72,33 +55,34 @@ def checkpoint_said(said: str, folder) -> str:
 
 
 @pytest.mark.slow
-def test_a_run_stopped_by_ctrl_c_goes_on_as_if_it_had_not_been(unbroken, tmp_path):
+def test_a_run_stopped_by_ctrl_c_goes_on_as_if_it_had_not_been(short_run, tmp_path):
     """Ctrl-C reaches all processes of the terminal."""
-    checkpoint = checkpoint_said(stop(recipe(*flags(tmp_path)), tmp_path, signal.SIGINT, whole_group=True), tmp_path)
+    checkpoint = checkpoint_said(stop(recipe(*flags(tmp_path)), tmp_path, signal.SIGINT), tmp_path)
     done = run(recipe(*flags(tmp_path), "--resume_from_checkpoint", checkpoint))
-    assert steps_of(tmp_path) == steps_of(unbroken)
+    assert steps_of(tmp_path / "out") == steps_of(short_run[1])
     assert "| untrained |" in done.stdout  # read from the validation before the stop
 
 
 @pytest.mark.slow
 def test_a_launcher_that_gets_sigterm_leaves_a_checkpoint(tmp_path):
-    checkpoint = checkpoint_said(stop(recipe(*flags(tmp_path)), tmp_path, signal.SIGTERM, real=True), tmp_path)
+    said = stop(recipe(*flags(tmp_path, prompts=4)), tmp_path, signal.SIGTERM, real=True)
+    checkpoint = checkpoint_said(said, tmp_path)
     assert load_file(f"{checkpoint}/adapter_model.safetensors")
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_from_its_last_checkpoint(unbroken, tmp_path):
-    stop(recipe(*flags(tmp_path)), tmp_path, signal.SIGKILL, whole_group=True)
+def test_a_killed_run_goes_on_from_its_last_checkpoint(short_run, tmp_path):
+    stop(recipe(*flags(tmp_path)), tmp_path, signal.SIGKILL)
     done = run(recipe(*flags(tmp_path), "--resume_from_checkpoint", "true"))
     assert f"going on from {tmp_path / 'out' / 'checkpoint-2'}" in done.stdout
-    assert steps_of(tmp_path) == steps_of(unbroken)
+    assert steps_of(tmp_path / "out") == steps_of(short_run[1])
     for name in ("validation_3.json", "validation_6.json"):
-        assert (tmp_path / "out" / name).read_text() == (unbroken / "out" / name).read_text()
+        assert (tmp_path / "out" / name).read_text() == (short_run[1] / name).read_text()
 
 
 @pytest.mark.slow
 def test_two_ranks_stop_at_the_same_step(tmp_path):
-    command = on_two_cpus("multi_gpu", tmp_path, *RECIPE, *flags(tmp_path), *TWO_CPU_RANKS)
+    command = on_two_cpus("multi_gpu", tmp_path, *RECIPE, *flags(tmp_path, prompts=4), *TWO_CPU_RANKS)
     command += ["--per_device_train_batch_size", "8"]
     said = stop(command, tmp_path, signal.SIGTERM)
     step = re.search(r"stopped by SIGTERM after step (\d)", said)
@@ -115,7 +99,8 @@ def test_a_checkpoint_that_was_killed_while_it_was_written_does_not_count(tmp_pa
     assert last_checkpoint(str(tmp_path)) == str(tmp_path / "checkpoint-10")
 
 
-def test_nothing_to_resume_from_starts_anew(tmp_path):
-    done = run(recipe(*flags(tmp_path), "--resume_from_checkpoint", "true", "--max_steps", "1"))
-    assert f"no checkpoint in {tmp_path / 'out'} yet: starting anew" in done.stdout
-    assert list(steps_of(tmp_path)) == [1]
+@pytest.mark.slow
+def test_nothing_to_resume_from_starts_anew(short_run):
+    done, out = short_run
+    assert f"no checkpoint in {out} yet: starting anew" in done.stdout
+    assert list(steps_of(out)) == list(range(1, STEPS + 1))

@@ -54,6 +54,7 @@ class HttpWorker:
 
     Raises:
         WorkerUnavailable: it does not answer within `timeout`.
+        PermissionError: it wants another token.
     """
 
     is_remote = True
@@ -133,7 +134,8 @@ class HttpWorker:
                 )
                 results |= zip(sent, reply.results, strict=True)
         except Exception as error:
-            results |= {job: RenderResult.failed(error) for job in sent}
+            kind = "timeout" if isinstance(error, WorkerUnavailable) else "other"
+            results |= {job: RenderResult.failed(error, kind) for job in sent}
         for job in jobs:
             self.images_drawn += results[job].error is None
             futures[job].set_result(results[job])
@@ -144,7 +146,8 @@ class HttpWorker:
 
         Raises:
             WorkerUnavailable: the time is up.
-            httpx.HTTPStatusError: the service refused, and would again.
+            PermissionError: the service wants another token.
+            ValueError: the service refused, and would again.
         """
         retrying = AsyncRetrying(
             retry=retry_if_exception(may_pass),
@@ -199,6 +202,7 @@ def connect(url: str, render: RenderConfig, rewards: Sequence[RewardSpec], serve
     Raises:
         ValueError: its settings differ; the message has each setting that differs, with both values.
         WorkerUnavailable: it does not answer.
+        PermissionError: it wants another token.
     """
     image_rewards = [spec.name for spec in rewards if spec.looks_at_images]
     command = f"{serve_command} --port {httpx.URL(url).port or 80}"

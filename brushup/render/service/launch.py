@@ -111,13 +111,13 @@ def start_service(render: RenderConfig, rewards: Sequence[RewardSpec], output_di
         "reward_funcs": [spec.source for spec in image_rewards],
         "reward_kwargs": {spec.source: spec.kwargs for spec in image_rewards},
     }
-    name = f"worker-{socket.gethostname()}"  # each machine has its own
+    name = f"worker-{socket.gethostname()}"  # machines may share the folder
     config, log = output_dir / f"{name}.yaml", output_dir / f"{name}.log"
     config.write_text(json.dumps({k: v for k, v in settings.items() if v is not None}, indent=1))
     command = [sys.executable, str(SERVE), "--config", str(config), "--port", "0"]
     command += ["--num_replicas", str(len(gpus) or 1)]
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": ",".join(gpus), "BRUSHUP_PARENT": str(os.getpid())}
-    with log.open("w") as file:  # a session of its own: Ctrl-C must not end it before the training step is done
+    with log.open("w") as file:  # a new session: Ctrl-C must not end it before the training step is done
         child = subprocess.Popen(command, stdout=file, stderr=file, env=environment, start_new_session=True)
     atexit.register(end, child)
     deadline = time.monotonic() + START_TIMEOUT

@@ -30,7 +30,7 @@ class ScoreRequest(BaseModel):
     @model_validator(mode="after")
     def _reply_fits(self) -> "ScoreRequest":
         if self.images != "none" and len(self.jobs) > MAX_JOBS_WITH_IMAGES:
-            raise ValueError(f"at most {MAX_JOBS_WITH_IMAGES} jobs a request when pictures are asked for")
+            raise ValueError(f"at most {MAX_JOBS_WITH_IMAGES} jobs a request when images are asked for")
         return self
 
 

@@ -5,42 +5,35 @@ all clients, and starts a replica again that died.
 """
 
 import asyncio
+import functools
+import itertools
 import logging
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import Any, NamedTuple, get_args
+from typing import Any
 
 import prometheus_client
-from fastapi import Depends, FastAPI, HTTPException, Request, Response
+from fastapi import Depends, FastAPI, HTTPException, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, PlainTextResponse
+from fastapi.responses import PlainTextResponse
 from fastapi.security import HTTPBearer
+from pydantic import TypeAdapter
 from ray import serve
 from ray.exceptions import RayActorError
 from ray.serve.handle import DeploymentHandle
 
-from brushup.render.job import FailureKind, RenderJob, RenderResult
-from brushup.render.service.guard import Guard
-from brushup.render.service.protocol import Info, Problem, ScoreReply, ScoreRequest, split_between_rewrites
+from brushup.render.job import RenderJob, RenderResult
+from brushup.render.service.guard import Guard, problems, refuse
+from brushup.render.service.metrics import Metrics
+from brushup.render.service.protocol import Info, ScoreReply, ScoreRequest, split_between_rewrites
 from brushup.render.worker import LocalWorker
 
 
 logger = logging.getLogger("ray.serve")
 ATTEMPTS = 4  # of jobs whose replica died
-
-
-class RenderedChunk(NamedTuple):
-    """The results of a chunk of jobs.
-
-    Attributes:
-        results: in the order of the jobs.
-        batch_size: how many jobs were rendered at once; None but for the first chunk of a batch.
-    """
-
-    results: list[RenderResult]
-    batch_size: int | None
+RESULT = TypeAdapter(RenderResult)
 
 
 @serve.deployment(health_check_period_s=5, health_check_timeout_s=30, graceful_shutdown_timeout_s=5)
@@ -58,8 +51,9 @@ class Replica:
         self._thread = ThreadPoolExecutor(max_workers=1)
         self.worker = self._thread.submit(make_worker).result()
         self.render_timeout = render_timeout
+        self._gateway = serve.get_deployment_handle("Gateway")  # of the same application
         self._turn = asyncio.Lock()
-        self._drawing: asyncio.Future | None = None
+        self._rendering: asyncio.Future | None = None
         self._started = 0.0
         self.score.set_max_batch_size(batch_size)
 
@@ -68,62 +62,37 @@ class Replica:
 
     def check_health(self) -> None:
         """Raise if a batch will never end: Ray Serve then replaces the replica."""
-        if self._drawing and not self._drawing.done() and time.monotonic() - self._started > 3 * self.render_timeout:
+        is_late = time.monotonic() - self._started > 3 * self.render_timeout
+        if is_late and self._rendering and not self._rendering.done():
             raise RuntimeError(f"a batch takes more than three times render_timeout = {self.render_timeout} s")
 
     @serve.batch(max_batch_size=8, batch_wait_timeout_s=0.02, batch_size_fn=lambda chunks: sum(map(len, chunks)))
-    async def score(self, chunks: list[list[RenderJob]]) -> list[RenderedChunk]:
+    async def score(self, chunks: list[list[RenderJob]]) -> list[list[RenderResult]]:
         """Render the chunks, of several requests, as one batch."""
-        results = iter(await self.score_now([job for chunk in chunks for job in chunk]))
-        size = sum(map(len, chunks))
-        return [
-            RenderedChunk([next(results) for _ in chunk], None if index else size)
-            for index, chunk in enumerate(chunks)
-        ]
+        results = iter(await self.score_now(list(itertools.chain(*chunks))))
+        return [list(itertools.islice(results, len(chunk))) for chunk in chunks]
 
     async def score_now(self, jobs: list[RenderJob]) -> list[RenderResult]:
         """Render the jobs as a batch that is not shared with other requests."""
+        self._gateway.count_batch.remote(len(jobs))
         async with self._turn:
-            if self._drawing and not self._drawing.done():  # a batch that took too long holds the GPU until it ends
-                await asyncio.wait([self._drawing])
+            if self._rendering and not self._rendering.done():
+                await asyncio.wait([self._rendering])  # a batch that took too long holds the GPU until it ends
             self._started = time.monotonic()
-            drawing = self._drawing = asyncio.wrap_future(self._thread.submit(self.worker.score, jobs, True))
-            done, _ = await asyncio.wait([drawing], timeout=self.render_timeout)
+            rendering = self._rendering = asyncio.wrap_future(self._thread.submit(self.worker.score, jobs, True))
+            done, _ = await asyncio.wait([rendering], timeout=self.render_timeout)
         if not done:
             error = f"timeout: drawing took more than {self.render_timeout:g} s"
             return [RenderResult.failed(error, "timeout")] * len(jobs)
-        if error := drawing.exception():
+        if error := rendering.exception():
             return [RenderResult.failed(error)] * len(jobs)
-        return drawing.result()
-
-
-PROBLEMS = {
-    400: "The body is no JSON.",
-    401: "The token is missing or wrong.",
-    413: "The body is too large.",
-    422: "The request is not as described here, or names a reward that the service was not started with.",
-    503: "The models are loading.",
-}
-
-
-def problems(*statuses: int) -> dict[int, dict[str, Any]]:
-    """Return the responses with these statuses, for the OpenAPI description."""
-    content = {"application/json": {"schema": Problem.model_json_schema()}}
-    return {status: {"description": PROBLEMS[status], "content": content} for status in statuses}
+        return rendering.result()
 
 
 app = FastAPI(title="Brushup render service", version="1")
 app.add_middleware(Guard)
+app.add_exception_handler(RequestValidationError, refuse)
 LOCKED = [Depends(HTTPBearer(auto_error=False, description="BRUSHUP_TOKEN, if the service has one"))]  # see Guard
-
-
-@app.exception_handler(RequestValidationError)
-async def refuse(_: Request, invalid: RequestValidationError) -> JSONResponse:
-    """Answer 422 and the errors, without the request itself: that may be large."""
-    errors = [f"{'.'.join(map(str, error['loc']))}: {error['msg']}" for error in invalid.errors()[:5]]
-    if isinstance(invalid.body, bytes):
-        errors = ["send JSON, with the header Content-Type: application/json"]
-    return JSONResponse({"detail": "; ".join(error[:200] for error in errors)}, 422)
 
 
 @serve.deployment(max_ongoing_requests=1000, graceful_shutdown_timeout_s=2, ray_actor_options={"num_cpus": 0})
@@ -137,23 +106,7 @@ class Gateway:
         self.batch_size = batch_size
         self.token = token
         self.info: Info | None = None
-        registry = self.registry = prometheus_client.CollectorRegistry()
-        self.queued = prometheus_client.Gauge("brushup_jobs_waiting", "Jobs not answered yet", registry=registry)
-        self.drawn = prometheus_client.Counter("brushup_images", "Pictures drawn and scored", registry=registry)
-        self.failures = prometheus_client.Counter("brushup_failures", "Jobs that failed", ["kind"], registry=registry)
-        for kind in get_args(FailureKind):
-            self.failures.labels(kind)  # each is there, as 0, from the start
-        self.retries = prometheus_client.Counter("brushup_retries", "Jobs sent to another replica", registry=registry)
-        sizes = (1, 2, 4, 8, 16, 32, 64, 128)
-        self.batches = prometheus_client.Histogram(
-            "brushup_batch_size", "Pictures drawn at once", buckets=sizes, registry=registry
-        )
-        self.seconds = prometheus_client.Histogram(
-            "brushup_job_seconds",
-            "From request to result",
-            buckets=(0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000),
-            registry=registry,
-        )
+        self.metrics = Metrics()
         self._loading = asyncio.get_running_loop().create_task(self._wait_for_models())
 
     async def _wait_for_models(self) -> None:
@@ -177,11 +130,13 @@ class Gateway:
         return self._ready()
 
     @app.get("/metrics", dependencies=LOCKED, responses=problems(401), response_class=PlainTextResponse)
-    async def metrics(self) -> Response:
+    async def get_metrics(self) -> Response:
         """Return the metrics for Prometheus."""
-        return Response(
-            prometheus_client.generate_latest(self.registry), media_type=prometheus_client.CONTENT_TYPE_LATEST
-        )
+        return Response(self.metrics.text(), media_type=prometheus_client.CONTENT_TYPE_LATEST)
+
+    async def count_batch(self, size: int) -> None:
+        """Note for the metrics how many jobs a replica renders at once."""
+        self.metrics.batches.observe(size)
 
     @app.post("/v1/score", dependencies=LOCKED, responses=problems(400, 401, 413, 422, 503))
     async def score(self, request: ScoreRequest) -> ScoreReply:
@@ -202,45 +157,36 @@ class Gateway:
             for chunk in chunks
             for result in chunk
         ]
-        context = {"image_format": request.images}
-        body = await asyncio.to_thread(ScoreReply(results=results).model_dump_json, context=context)
-        return Response(body, media_type="application/json")
+        # Lossless images take most of a second each to encode: in threads, on all cores.
+        encode = functools.partial(RESULT.dump_json, context={"image_format": request.images})
+        bodies = await asyncio.gather(*(asyncio.to_thread(encode, result) for result in results))
+        return Response(b'{"results":[' + b",".join(bodies) + b"]}", media_type="application/json")
 
     async def _score(self, jobs: list[RenderJob]) -> list[RenderResult]:
         start = time.perf_counter()
-        self.queued.inc(len(jobs))
+        self.metrics.queued.inc(len(jobs))
         try:
             results = await self._render(jobs)
         finally:
-            self.queued.dec(len(jobs))
-        for result in results:
-            self.seconds.observe(time.perf_counter() - start)
-            if result.error:
-                self.failures.labels(result.kind).inc()
-            else:
-                self.drawn.inc()
+            self.metrics.queued.dec(len(jobs))
+        self.metrics.count(results, time.perf_counter() - start)
         return results
 
     async def _render(self, jobs: list[RenderJob]) -> list[RenderResult]:
         """Return the results of a replica, or of another one if that dies. Jobs that took too long are tried again,
         rewrite by rewrite: another job of the batch may be the reason."""
         is_larger_than_a_batch = len(jobs) > self.batch_size  # the images of one rewrite, which stay together
+        score = self.replicas.score_now if is_larger_than_a_batch else self.replicas.score
         for _ in range(ATTEMPTS):
             try:
-                if is_larger_than_a_batch:
-                    chunk = RenderedChunk(await self.replicas.score_now.remote(jobs), len(jobs))
-                else:
-                    chunk = await self.replicas.score.remote(jobs)
-                if chunk.batch_size:
-                    self.batches.observe(chunk.batch_size)
-                results = dict(zip(jobs, chunk.results, strict=True))
+                results = dict(zip(jobs, await score.remote(jobs), strict=True))
                 late = [job for job, result in results.items() if result.kind == "timeout"]
                 for rewrite in split_between_rewrites(late, 1):
                     results |= zip(rewrite, await self.replicas.score_now.remote(rewrite), strict=True)
                 return [results[job] for job in jobs]
             except RayActorError as death:
                 logger.warning("a replica died with %d jobs; another gets them: %s", len(jobs), death)
-                self.retries.inc(len(jobs))
+                self.metrics.retries.inc(len(jobs))
         return [RenderResult.failed(f"replica died: {ATTEMPTS} replicas died with this job")] * len(jobs)
 
 
