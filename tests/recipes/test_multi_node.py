@@ -92,7 +92,8 @@ def test_the_slurm_job(tmp_path):
     finally:
         job.kill()
         (tmp_path / "stop").touch()
-    service, training = (call for call in calls() if call[0] == "srun")
+    started = [call for call in calls() if call[0] == "srun"]  # both in the background: either may be first
+    service, training = sorted(started, key=lambda call: "--relative=0" in call)
     assert {"--relative=2", "--nodes=2", "--ntasks=2"} <= set(service)
     assert {"--relative=0", "--nodes=2", "--ntasks=2"} <= set(training)
     assert calls()[-2:] == [["scancel", "--signal=TERM", "7.1"], ["scontrol", "requeue", "7"]]
