@@ -1,10 +1,12 @@
 import json
 import os
+import signal
 from pathlib import Path
 
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before any import of a Hugging Face library: tests need no network
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models gain nothing from two cores, and other processes run, too
 
 import pytest
 import torch
@@ -53,6 +55,19 @@ def few_prompts(folder: Path, count: int) -> str:
     rows = (TINY_WORLD / "validation.jsonl").read_text().splitlines()[:count]
     (folder / "validation.jsonl").write_text("\n".join(rows))
     return str(folder / "validation.jsonl")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def first_command(request, tmp_path_factory):
+    """README's first command, started at once if a test needs its output: it takes a core, and tests another."""
+    from support.readme import FirstCommand
+
+    command = FirstCommand(tmp_path_factory.mktemp("clone"))
+    if any("trained" in item.fixturenames for item in request.session.items):
+        command.start()
+    yield command
+    if command.process and command.process.poll() is None:
+        os.killpg(command.process.pid, signal.SIGKILL)
 
 
 @pytest.fixture(scope="session")

@@ -2,38 +2,18 @@
 
 import json
 import re
-import shlex
 import signal
 import sys
 import urllib.request
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY
+from conftest import REPOSITORY, few_prompts
 from PIL import Image
 
 from support.hub_server import HubServer
-from support.launching import ACCELERATE, Process, finished, forked, run, wait_for
-
-
-README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-KOREAN = (REPOSITORY / "README.ko.md").read_text(encoding="utf-8")
-PROGRAMS = ("accelerate", "pip", "python")
-
-
-def commands(text: str) -> list[str]:
-    """The indented lines that begin with a program."""
-    return [line.strip() for line in re.findall(r"^    (.+)$", text, re.MULTILINE) if line.split()[0] in PROGRAMS]
-
-
-def snippets(text: str) -> list[str]:
-    return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-
-
-def find(part: str) -> str:
-    """The one command that has `part`, without what it installs."""
-    (found,) = [command for command in commands(README) if part in command]
-    return found.split(" && ")[-1]
+from support.launching import Process, finished, run, start, wait_for
+from support.readme import KOREAN, README, commands, find, snippets, typed
 
 
 def test_both_readmes_have_the_same_commands_and_code():
@@ -65,29 +45,10 @@ def test_no_command_is_forgotten():
         assert parts or "pytest" in command, command
 
 
-@pytest.fixture(scope="module")
-def clone(tmp_path_factory) -> Path:
-    """A folder with what a clone has, where commands leave their output."""
-    folder = tmp_path_factory.mktemp("clone")
-    for name in ("accelerate_configs", "data", "recipes", "README.md"):
-        (folder / name).symlink_to(REPOSITORY / name)
-    return folder
-
-
-def typed(command: str) -> list[str]:
-    """Return the command's words, with this environment's accelerate or Python."""
-    program, *words = shlex.split(command)
-    if program == "accelerate":
-        return [*ACCELERATE[:-1], *words[1:]]
-    assert program == "python", command
-    return [sys.executable, *words]
-
-
 def start_server(command: str, folder: Path, ready: str) -> tuple[Process, str]:
     """Return a program that goes on until it is ended, and the text that follows `ready` in its output."""
     log = folder / "server.log"
-    log.write_text("")
-    server = forked(typed(command), log, log, cwd=folder)
+    server = start(typed(command), log, cwd=folder)
     return server, wait_for(log, ready, server)[1]
 
 
@@ -98,11 +59,15 @@ def end(server: Process) -> None:
 
 
 @pytest.fixture(scope="module")
-def trained(clone) -> Path:
-    """The first command, whole."""
-    (first,) = [command for command in commands(README) if command.startswith("pip install -e . && ")]
-    run(typed(first.split(" && ")[1]), timeout=900, real=True, cwd=clone)
-    return clone / "runs" / "tiny_cpu"
+def clone(first_command) -> Path:
+    """A folder with what a clone has, where commands leave their output."""
+    return first_command.clone
+
+
+@pytest.fixture(scope="module")
+def trained(first_command) -> Path:
+    """The output of the first command."""
+    return first_command.output()
 
 
 @pytest.mark.slow
@@ -120,6 +85,7 @@ def test_the_tiny_run_makes_better_pictures(trained):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("service")  # which starts meanwhile
 def test_evaluating(trained, clone):
     run(typed(find("recipes/evaluate.py")), cwd=clone)
     results = json.loads((trained / "results.json").read_text())
@@ -186,16 +152,18 @@ def test_publishing(trained, clone, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_reward_of_ones_own(clone):
+def test_a_reward_of_ones_own(clone, tmp_path):
     (example,) = [snippet for snippet in snippets(README) if "my_rewards.py" in snippet]
     (clone / "my_rewards.py").write_text(example)
-    run(typed(f"{find('my_rewards.py:Redness')} --max_steps 1 --output_dir runs/own"), cwd=clone)
+    flags = f"--max_steps 1 --validation_prompts {few_prompts(tmp_path, 8)} --output_dir runs/own"
+    run(typed(f"{find('my_rewards.py:Redness')} {flags}"), cwd=clone)
     assert "Redness" in json.loads((clone / "runs" / "own" / "results.json").read_text())["arms"]["trained"]["rewards"]
 
 
 @pytest.mark.slow
-def test_several_rewards(clone):
-    run(typed(f"{find('--gain_gates')} --max_steps 2 --logging_steps 1"), cwd=clone)
+def test_several_rewards(clone, tmp_path):
+    flags = f"--max_steps 2 --validation_prompts {few_prompts(tmp_path, 8)} --logging_steps 1"
+    run(typed(f"{find('--gain_gates')} {flags}"), cwd=clone)
     arms = json.loads((clone / "runs" / "several" / "results.json").read_text())["arms"]
     assert set(arms["trained"]["rewards"]) == {"clip", "length", "repetition", "image_quality", "compression"}
     logged = json.loads((clone / "runs" / "several" / "trainer_state.json").read_text())["log_history"]

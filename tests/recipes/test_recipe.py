@@ -25,8 +25,8 @@ def test_results(short_run):
     for gain in results["trained_minus_untrained"].values():
         assert gain["ci95"][0] <= gain["mean"] <= gain["ci95"][1]
     assert 0 <= results["win_rate"] <= 1 and results["seconds"] > 0
-    # the users' prompts, three validations, and in each step up to 32 rewrites x 2; equal ones are rendered once
-    assert PROMPTS < results["images_drawn"] <= 4 * PROMPTS + STEPS * 32 * 2
+    # the users' prompts, three validations, and in each step up to 32 rewrites; equal ones are rendered once
+    assert PROMPTS < results["images_drawn"] <= 4 * PROMPTS + STEPS * 32
 
 
 @pytest.mark.slow

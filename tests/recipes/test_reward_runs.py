@@ -1,6 +1,7 @@
 """Several rewards in runs as users launch them: in this process, through the service, on two ranks."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import pandas
 import pytest
@@ -68,11 +69,15 @@ def test_three_rewards_a_gate_and_two_monitors_here_and_through_the_service(tmp_
     The service draws in small batches (5 at once, so it must not cut between the two), and gives the same scores.
     """
     (tmp_path / "brightness.py").write_text(BRIGHTNESS)
-    found = {}
+    found, commands = {}, []
     for worker, batch in (("local", "32"), ("spawn", "5")):
+        (tmp_path / worker).mkdir()
+        flags = (*options(tmp_path / worker, tmp_path / "brightness.py"), "--worker", worker)
+        commands.append(recipe(*flags, "--render_batch_size", batch))
+    with ThreadPoolExecutor(2) as both:
+        list(both.map(run, commands))
+    for worker in ("local", "spawn"):
         folder = tmp_path / worker
-        folder.mkdir()
-        run(recipe(*options(folder, tmp_path / "brightness.py"), "--worker", worker, "--render_batch_size", batch))
         found[worker] = (
             json.loads((folder / "out" / "validation_0.json").read_text())["rows"],
             pandas.read_parquet(folder / "out" / "completions" / "completions_00001.parquet"),

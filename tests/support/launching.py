@@ -122,13 +122,15 @@ class Process:
         files = {"stdout": str(stdout), "stderr": str(stderr), "cwd": str(cwd)}
         self.pids = [warm().ask({"start": {"argv": argv, "env": env, **files}}) for env in environments]
         self.pid = self.pids[0]
+        self._end_by = float("inf")
 
     def poll(self) -> int | None:
         """Return the exit code once all ranks ended; one that fails ends the others, as torchrun does."""
         codes = [warm().ask({"poll": pid}) for pid in self.pids]
         if any(codes) and None in codes:
-            time.sleep(5)  # the others may be about to say the same
-            self.send_signal(signal.SIGKILL)
+            self._end_by = min(self._end_by, time.monotonic() + 5)  # the others may be about to say the same
+            if time.monotonic() > self._end_by:
+                self.send_signal(signal.SIGKILL)
         return None if None in codes else next(filter(None, codes), 0)
 
     def send_signal(self, number: int) -> None:
@@ -171,15 +173,13 @@ def forked(
     return Process(argv, [shared | rank for rank in ranks], stdout, stderr, cwd)
 
 
-def start(command: list[str], log: Path, real: bool = False) -> Process | subprocess.Popen:
+def start(command: list[str], log: Path, real: bool = False, cwd: Path = REPOSITORY) -> Process | subprocess.Popen:
     """Start the command, forked or as it is typed, with its output in the log."""
     log.write_text("")
     if not real:
-        return forked(command, log, log)
+        return forked(command, log, log, cwd)
     with log.open("a") as file:
-        return subprocess.Popen(
-            command, cwd=REPOSITORY, env=ENVIRONMENT, stdout=file, stderr=file, start_new_session=True
-        )
+        return subprocess.Popen(command, cwd=cwd, env=ENVIRONMENT, stdout=file, stderr=file, start_new_session=True)
 
 
 def finished(

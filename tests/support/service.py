@@ -13,12 +13,11 @@ NAME = "ServeReplica:brushup:Replica"  # of Ray Serve
 
 
 class Service:
-    """A render service on the CPU, started and waited for."""
+    """A render service on the CPU. It starts while tests do something else: who asks for its `url` waits for it."""
 
     def __init__(self, folder: Path, *flags: str):
         self.log = folder / "service.log"
         self.port = free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
         self.flags = flags
         self.start()
 
@@ -26,7 +25,12 @@ class Service:
         """Start it, or start it again, at its port."""
         command = [sys.executable, "recipes/serve.py", "--config", RECIPE[2], "--port", str(self.port), *self.flags]
         self.process = start(command, self.log)
+
+    @property
+    def url(self) -> str:
+        """Its address, once its models are loaded."""
         wait_for(self.log, "ready: --worker", self.process)
+        return f"http://127.0.0.1:{self.port}"
 
     def processes(self) -> list[psutil.Process]:
         """Return all its processes."""

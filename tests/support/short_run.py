@@ -15,5 +15,5 @@ def flags(folder: Path, prompts: int = PROMPTS) -> list[str]:
         *("--validation_prompts", few_prompts(folder, prompts), "--output_dir", str(folder / "out")),
         *("--max_steps", str(STEPS), "--save_steps", "2", "--logging_steps", "1", "--log_images_steps", "2"),
         *("--eval_strategy", "steps", "--eval_steps", "3", "--report_to", "tensorboard"),
-        *("--reward_funcs", "clip", "keyword_retention", "--reward_weights", "1.0", "0.1", "--images_per_prompt", "2"),
+        *("--reward_funcs", "clip", "keyword_retention", "--reward_weights", "1.0", "0.1"),
     ]

@@ -82,7 +82,7 @@ class Replica:
             rendering = self._rendering = asyncio.wrap_future(self._thread.submit(self.worker.score, jobs, True))
             done, _ = await asyncio.wait([rendering], timeout=self.render_timeout)
         if not done:
-            error = f"timeout: drawing took more than {self.render_timeout:g} s"
+            error = f"timeout: rendering took more than {self.render_timeout:g} s"
             return [RenderResult.failed(error, "timeout")] * len(jobs)
         if error := rendering.exception():
             return [RenderResult.failed(error)] * len(jobs)
