@@ -12,6 +12,7 @@ from PIL import Image
 from transformers.integrations import deepspeed as hf_deepspeed
 
 
+MAX_PROMPT_CHARS = 8_000
 THUMBNAIL_PIXELS = 256  # the longer side of an image that is kept to look at
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from trl import GRPOConfig
 
+from brushup.checks import check_settings
 from brushup.common import default_device
 
 
@@ -32,8 +33,9 @@ def setting(text: str, default: Any = MISSING, choices: list | None = None, kw_o
 REWARD_SETTINGS = ("reward_kwargs", "reward_transforms", "reward_gates", "gain_gates")
 
 
-def _parse_json(config: Any, *names: str) -> None:
-    """Turn the settings of these names into dicts: flags arrive as JSON, and None means empty."""
+def _check(config: Any, *names: str) -> None:
+    """Check all settings, and turn those of these names into dicts: flags arrive as JSON, and None means empty."""
+    check_settings(config)
     for name in names:
         value = getattr(config, name)
         try:
@@ -53,6 +55,9 @@ class PromptConfig:
     skip_bad_rows: bool = setting(
         "Leave bad rows out, and say how many, instead of stopping at the first.", default=False
     )
+
+    def __post_init__(self):
+        check_settings(self)
 
 
 @dataclass
@@ -129,10 +134,7 @@ class RenderConfig:
     )
 
     def __post_init__(self):
-        _parse_json(self, "generator_init_kwargs", "render_kwargs", "scheduler_kwargs")
-        size = self.render_batch_size
-        if size is not None and (type(size) is not int or size < 1):
-            raise ValueError(f"render_batch_size: {size!r} is not a whole number above 0")
+        _check(self, "generator_init_kwargs", "render_kwargs", "scheduler_kwargs")
 
     @property
     def device(self) -> str:
@@ -185,7 +187,7 @@ class RewardConfig:
     )
 
     def __post_init__(self):
-        _parse_json(self, *REWARD_SETTINGS)
+        _check(self, *REWARD_SETTINGS)
 
 
 @dataclass
@@ -251,7 +253,7 @@ class PromptEnhancerConfig(ScoringConfig, GRPOConfig):
     )
 
     def __post_init__(self):
-        _parse_json(self, *REWARD_SETTINGS)
+        _check(self, *REWARD_SETTINGS)
         if self.generate_in_parts is not None:
             raise ValueError(
                 f"generate_in_parts: {self.generate_in_parts} is now TRL's steps_per_generation: set "
@@ -259,8 +261,8 @@ class PromptEnhancerConfig(ScoringConfig, GRPOConfig):
             )
         if self.lookahead is not None:
             raise ValueError(f"lookahead: {self.lookahead} is now called max_staleness: {self.lookahead}")
-        if self.reward_hacking_window < 0 or self.reward_hacking_window == 1:
-            raise ValueError(f"reward_hacking_window: {self.reward_hacking_window} is neither 0 nor at least 2")
+        if self.reward_hacking_window == 1:
+            raise ValueError("reward_hacking_window: 1 is neither 0 nor at least 2")
         GRPOConfig.__post_init__(self)
 
     def to_dict(self) -> dict[str, Any]:
@@ -298,3 +300,6 @@ class ServeConfig:
     ray_address: str | None = setting(
         "A running Ray cluster to join (`auto`, or host:port); default: one on this machine alone.", default=None
     )
+
+    def __post_init__(self):
+        check_settings(self)

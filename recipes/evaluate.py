@@ -14,6 +14,12 @@ It leaves in `output_dir`: `results.json` (see docs/results.md), and `report.htm
 send to somebody.
 """
 
+from brushup.flags import answer_at_once, parse
+
+
+if __name__ == "__main__":  # before the imports below, which take ten seconds
+    answer_at_once(__doc__, "PromptConfig", "RenderConfig", "EvaluationConfig")
+
 import dataclasses
 import time
 from collections.abc import Sequence
@@ -23,7 +29,6 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
-from trl import TrlParser
 
 from brushup.config import EvaluationConfig, PromptConfig, RenderConfig
 from brushup.console import quiet_libraries, say, serve_command
@@ -170,9 +175,4 @@ def evaluation_settings(
 if __name__ == "__main__":
     quiet_libraries()
     torch.set_float32_matmul_precision("high")
-    parser = TrlParser((PromptConfig, RenderConfig, EvaluationConfig))
-    # The YAML file also has what only training reads; a flag that nobody knows is an error.
-    *configs, _, unknown = parser.parse_args_and_config(return_remaining_strings=True, separate_remaining_strings=True)
-    if unknown:
-        parser.error(f"unknown arguments: {' '.join(unknown)}")
-    main(*configs)
+    main(*parse(PromptConfig, RenderConfig, EvaluationConfig))

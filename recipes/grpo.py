@@ -12,8 +12,20 @@ It leaves in `output_dir`: the adapter (or model), checkpoints, `validation_<ste
 `completions/`, `images/`, `train.log`, `README.md` (the model card).
 """
 
-import copy
 import sys
+
+from brushup.flags import answer_at_once, parse
+
+
+if __name__ == "__main__":  # before the imports below, which take ten seconds
+    if "--list_rewards" in sys.argv:
+        from brushup.rewards import catalog
+
+        print(catalog.table())
+        sys.exit()
+    answer_at_once(__doc__, "DataConfig", "RenderConfig", "PromptEnhancerConfig", "ModelConfig")
+
+import copy
 import time
 from pathlib import Path
 
@@ -23,7 +35,7 @@ from accelerate.utils import gather_object
 from datasets import Dataset
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_pt_utils import get_model_param_count
-from trl import ModelConfig, TrlParser
+from trl import ModelConfig
 
 from brushup.config import DataConfig, PromptEnhancerConfig, RenderConfig
 from brushup.console import log_to_file, quiet_libraries, say, serve_command
@@ -36,7 +48,6 @@ from brushup.publishing.card import run_settings, write_model_card
 from brushup.publishing.hub import open_repo, publish
 from brushup.render.job import Worker
 from brushup.render.service.launch import get_worker
-from brushup.rewards import catalog
 from brushup.rewards.registry import RewardSpec, check_image_count, parse_rewards, resolve
 from brushup.training.callbacks import ParametersMustChange, StopOnSignal, TrainingProgress, ValidateAtTheEnd
 from brushup.training.checkpoints import last_checkpoint, load_arms
@@ -219,9 +230,6 @@ def publish_or_explain(trainer: PromptEnhancerTrainer, repo_id: str | None) -> N
 
 
 if __name__ == "__main__":
-    if "--list_rewards" in sys.argv:
-        print(catalog.table())
-        sys.exit()
     quiet_libraries()
     torch.set_float32_matmul_precision("high")
-    main(*TrlParser((DataConfig, RenderConfig, PromptEnhancerConfig, ModelConfig)).parse_args_and_config())
+    main(*parse(DataConfig, RenderConfig, PromptEnhancerConfig, ModelConfig))

@@ -9,6 +9,12 @@ With the YAML file of the run, on the machine with the GPUs that shall render (p
 another machine needs `--host 0.0.0.0` and the same BRUSHUP_TOKEN on both.
 """
 
+from brushup.flags import answer_at_once, parse
+
+
+if __name__ == "__main__":  # before the imports below, which take ten seconds
+    answer_at_once(__doc__, "RenderConfig", "RewardConfig", "ServeConfig")
+
 import functools
 import ipaddress
 import os
@@ -19,7 +25,6 @@ import socket
 import sys
 
 import torch
-from trl import TrlParser
 
 from brushup.common import end_with_parent
 from brushup.config import RenderConfig, RewardConfig, ServeConfig
@@ -118,9 +123,4 @@ def free_port(host: str) -> int:
 
 if __name__ == "__main__":
     quiet_libraries()
-    parser = TrlParser((RenderConfig, RewardConfig, ServeConfig))
-    # The YAML file also has what only training reads; a flag that nobody knows is an error.
-    *configs, _, unknown = parser.parse_args_and_config(return_remaining_strings=True, separate_remaining_strings=True)
-    if unknown:
-        parser.error(f"unknown arguments: {' '.join(unknown)}")
-    main(*configs)
+    main(*parse(RenderConfig, RewardConfig, ServeConfig))

@@ -21,9 +21,9 @@ def kept_share(answer: str, prompt: str) -> float:
     return len(prompt) / len(" ".join(unicodedata.normalize("NFC", answer).split()))
 
 
-def format_reward(completions: list[list[dict]], answer: list[str | None], **columns: object) -> list[float]:
-    """Return a score for each completion; the trainer adds the column `answer`: the policy's text, or None."""
+def format_reward(completions: list[list[dict]], raw_answer: list[str | None], **columns: object) -> list[float]:
+    """Return a score for each completion; the trainer adds `raw_answer`: the policy's text, or None."""
     return [
         1.0 if raw is None else kept_share(raw, completion[0]["content"])
-        for raw, completion in zip(answer, completions, strict=True)
+        for raw, completion in zip(raw_answer, completions, strict=True)
     ]

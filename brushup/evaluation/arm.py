@@ -147,7 +147,7 @@ def text_scores(
         "prompts": columns.pop("prompt", []),
         "completions": [[{"role": "assistant", "content": prompt}] for prompt in prompts],
         "rewrite_tokens": tokens,
-        "answer": list(answers),
+        "raw_answer": list(answers),
     }
     scores = {name: reward(**columns) for name, reward in rewards.items()} if rows else {}
     return [{name: values[index] for name, values in scores.items()} for index in range(len(rows))]

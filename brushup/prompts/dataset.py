@@ -1,22 +1,26 @@
-"""Prompt data sets: JSONL, CSV, Parquet or a Hub data set become rows with the chat messages that ask the policy."""
+"""Prompt data sets: checked rows with the chat messages that ask the policy, in the order to train in."""
 
-import csv
-import json
 import logging
 import random
+import re
 from collections import defaultdict
-from collections.abc import Iterator
 from pathlib import Path
 
-import datasets
 from datasets import Dataset
 
+from brushup.common import MAX_PROMPT_CHARS
+from brushup.prompts.images import load_images
+from brushup.prompts.reading import read_table
 from brushup.prompts.template import build_messages
 
 
 logger = logging.getLogger(__name__)
 
 DIFFICULTIES = ("easy", "medium", "hard")
+TAKEN = (  # the arguments that TRL and the trainer give to rewards beside a data set's columns
+    *("prompt", "prompts", "completion", "completions", "completion_ids", "raw_answer", "images", "image_scores"),
+    *("rewrite_tokens", "environments", "trainer_state", "log_extra", "log_metric"),
+)
 
 
 def load_prompts(
@@ -30,92 +34,80 @@ def load_prompts(
 
     Args:
         source: a `.jsonl`, `.csv` or `.parquet` file, or the id of a Hub data set.
-        split: of a Hub data set; a file has none.
+        split: of a Hub data set; a file has none. Rows of "train" all have an image, or none has one.
         prompt_column: the column with the user's prompt.
         skip_bad_rows: leave bad rows out, and log how many and the first, instead of raising.
         max_samples: keep only the first so many rows.
 
     Returns:
         The rows with `user_prompt` and, for the policy, `prompt`: the messages (system, user). All other columns are
-        kept and reach the rewards. An `image` column (paths are relative to the file) reaches an image-text policy.
+        kept and reach the rewards; `category` and `difficulty` are texts. An `image` column (paths are relative to
+        the file) reaches an image-text policy.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: a line is broken, a column is missing, a prompt is empty, an image file does not exist, or no row
-            is left; the message gives file and line.
+        ValueError: a line is broken, a column is missing or has a name that is taken, a value is of another kind than
+            the others of its column, a prompt is empty or too long, an image can't be opened, or no row is left; the
+            message gives file and line.
     """
-    rows, places, bad = _read(source, split)
-    if prompt_column not in rows.column_names and len(rows):
-        raise ValueError(
-            f"{source}: there is no column {prompt_column!r}; there is {', '.join(rows.column_names)} "
-            "(prompt_column names the one with the prompts)"
+    rows, places, faults = read_table(source, split)
+    _check_columns(source, rows, prompt_column)
+    for index, prompt in enumerate(rows[prompt_column] if len(rows) else []):
+        if fault := _fault_of(prompt):
+            faults.setdefault(places[index], f"`{prompt_column}` {fault}")
+    if "image" in rows.column_names:
+        rows, unreadable = load_images(rows, Path(source).parent, all_or_none=split == "train")
+        for index, fault in unreadable.items():
+            faults.setdefault(places[index], fault)
+    if faults and not skip_bad_rows:
+        more = f" ({len(faults) - 1} more bad rows; skip_bad_rows: true leaves them out)" if len(faults) > 1 else ""
+        raise ValueError("{}: {}{}".format(*_first(faults), more))
+    good = [index for index, place in enumerate(places) if place not in faults]
+    if faults:
+        logger.warning(
+            "%s: %d of %d rows are bad and left out, the first: %s: %s",
+            *(source, len(faults), len(good) + len(faults), *_first(faults)),
         )
-    folder, good = Path(source).parent, []
-    has_paths = "image" in rows.column_names and not isinstance(rows.features["image"], datasets.Image)
-    images = rows["image"] if has_paths else [None] * len(rows)
-    for index, (prompt, image) in enumerate(zip(rows[prompt_column] if len(rows) else [], images, strict=True)):
-        if not isinstance(prompt, str) or not prompt.strip():
-            bad.append(f"{places[index]}: `{prompt_column}` must be a text that is not empty, found {prompt!r}")
-        elif image is not None and not (folder / image).is_file():
-            bad.append(f"{places[index]}: there is no image {folder / image}")
-        else:
-            good.append(index)
-    if bad and not skip_bad_rows:
-        more = f" ({len(bad) - 1} more bad rows; skip_bad_rows: true leaves them out)" if len(bad) > 1 else ""
-        raise ValueError(bad[0] + more)
-    if bad:
-        total = len(good) + len(bad)
-        logger.warning("%s: %d of %d rows are bad and left out, the first: %s", source, len(bad), total, bad[0])
     if not good:
         raise ValueError(f"{source}: the file has no prompts")
     rows = rows.select(good[:max_samples])
     if prompt_column != "user_prompt":
         rows = rows.rename_column(prompt_column, "user_prompt")
-    if has_paths:
-        paths = [None if path is None else str(folder / path) for path in rows["image"]]
-        rows = rows.remove_columns("image").add_column("image", paths).cast_column("image", datasets.Image())
+    for column in {"category", "difficulty"} & {*rows.column_names}:  # tables are sorted and labelled by them
+        values = [None if value is None else str(value) for value in rows[column]]
+        rows = rows.remove_columns(column).add_column(column, values)
     return rows.add_column("prompt", [build_messages(prompt) for prompt in rows["user_prompt"]])
 
 
-def _read(source: str, split: str) -> tuple[Dataset, list[str], list[str]]:
-    """Return the rows, the place of each (file and line), and an error for each line that could not be read."""
-    readers = {".jsonl": _read_jsonl, ".csv": _read_csv}
-    suffix = Path(source).suffix
-    if suffix in (".jsonl", ".csv", ".parquet") and not Path(source).is_file():
-        raise FileNotFoundError(f"{source}: no such prompt file (the path is relative to {Path.cwd()})")
-    if suffix not in readers:
-        rows = Dataset.from_parquet(source) if suffix == ".parquet" else datasets.load_dataset(source, split=split)
-        return rows, [f"{source}: row {index}" for index in range(len(rows))], []
-    lines = list(readers[suffix](source))
-    rows = {f"{source}:{number}": row for number, row in lines if isinstance(row, dict)}
-    bad = [f"{source}:{number}: {error}" for number, error in lines if isinstance(error, str)]
-    columns = dict.fromkeys(name for row in rows.values() for name in row)
-    table = Dataset.from_dict({name: [row.get(name) for row in rows.values()] for name in columns})
-    return table, list(rows), bad
+def _first(faults: dict[str, str]) -> tuple[str, str]:
+    """Return the place and the fault that come first in the file."""
+    return min(faults.items(), key=lambda item: int(re.split(r":(?:row )?", item[0])[-1]))
 
 
-def _read_jsonl(path: str) -> Iterator[tuple[int, dict | str]]:
-    """Yield each line's number, from 1, and its row or the error in it; empty lines are skipped."""
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            yield number, row if isinstance(row, dict) else f"expected a JSON object, found {line[:60]}"
-        except json.JSONDecodeError as error:
-            yield number, f"not valid JSON ({error.msg} at column {error.colno})"
+def _fault_of(prompt: object) -> str | None:
+    """Return the fault of a user prompt in words; None if there is none."""
+    if not isinstance(prompt, str) or not prompt.strip():
+        return f"must be a text that is not empty, found {prompt!r}"
+    if len(prompt) > MAX_PROMPT_CHARS:
+        return f"has {len(prompt)} characters, more than {MAX_PROMPT_CHARS}: {prompt[:40]!r} ..."
+    return None
 
 
-def _read_csv(path: str) -> Iterator[tuple[int, dict | str]]:
-    """Yield each row's last line number, and the row or the error in it; an empty cell is None."""
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file)
-        for row in reader:
-            if None in row or None in row.values():
-                count = sum(value is not None for name, value in row.items() if name) + len(row.get(None, []))
-                yield reader.line_num, f"{count} cells, but the header has {len(reader.fieldnames)}"
-            else:
-                yield reader.line_num, {name: value or None for name, value in row.items()}
+def _check_columns(source: str, rows: Dataset, prompt_column: str) -> None:
+    """Raise a ValueError if the column with the prompts is missing, or another one has a name that is taken."""
+    names = rows.column_names
+    if prompt_column not in names and len(rows):
+        raise ValueError(
+            f"{source}: there is no column {prompt_column!r}; there is {', '.join(names)} "
+            "(prompt_column names the one with the prompts)"
+        )
+    taken = [name for name in names if name in TAKEN and name != prompt_column]
+    taken += ["user_prompt"] if prompt_column != "user_prompt" and "user_prompt" in names else []
+    if taken:
+        raise ValueError(
+            f"{source}: the column {taken[0]!r} has a name that rewards get from training itself; rename it (taken: "
+            f"{', '.join(TAKEN)})"
+        )
 
 
 def order_rows(rows: Dataset, balance_by: str | None, curriculum: bool, seed: int) -> Dataset:

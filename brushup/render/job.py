@@ -11,8 +11,9 @@ from typing import Annotated, Any, Literal, Protocol
 from PIL import Image
 from pydantic import BeforeValidator, ConfigDict, Field, PlainSerializer, SerializationInfo, WithJsonSchema
 
+from brushup.common import MAX_PROMPT_CHARS
 
-MAX_PROMPT_CHARS = 8_000
+
 MAX_IMAGE_PIXELS = 2**26  # 8192 x 8192
 
 

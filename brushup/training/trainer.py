@@ -163,7 +163,7 @@ class PromptEnhancerTrainer(GRPOTrainer):
         parsed = [[{"role": "assistant", "content": rewrite or ""}] for rewrite in rollout.rewrites]
         columns = zip(inputs, rendered.scores, rendered.tokens, completions, strict=True)
         rows = [
-            {**row, "image_scores": scores, "rewrite_tokens": tokens, "answer": completion[0]["content"]}
+            {**row, "image_scores": scores, "rewrite_tokens": tokens, "raw_answer": completion[0]["content"]}
             for row, scores, tokens, completion in columns
         ]
         # No reward raises on one rank alone: the others would wait for it in TRL's gather.

@@ -75,7 +75,8 @@ def test_a_missing_file_is_named(tmp_path):
 def test_images_are_found_beside_the_file(tmp_path):
     Image.new("RGB", (8, 8), "red").save(tmp_path / "red.png")
     file = tmp_path / "p.jsonl"
-    rows = load_prompts(write(file, '{"user_prompt": "like this", "image": "red.png"}\n{"user_prompt": "a cat"}'))
+    text = '{"user_prompt": "like this", "image": "red.png"}\n{"user_prompt": "a cat"}'
+    rows = load_prompts(write(file, text), "validation")
     assert rows[0]["image"].getpixel((0, 0)) == (255, 0, 0) and rows[1]["image"] is None
     with pytest.raises(ValueError, match=r"p\.jsonl:1: there is no image .*blue\.png"):
         load_prompts(write(file, '{"user_prompt": "like this", "image": "blue.png"}'))
@@ -84,6 +85,113 @@ def test_images_are_found_beside_the_file(tmp_path):
 def test_the_first_samples(tmp_path):
     file = write(tmp_path / "p.jsonl", "\n".join(json.dumps({"user_prompt": f"cat {n}"}) for n in range(9)))
     assert list(load_prompts(file, max_samples=2)["user_prompt"]) == ["cat 0", "cat 1"]
+
+
+def lines(*rows: dict) -> str:
+    return "\n".join(json.dumps(row) for row in rows)
+
+
+CATS = [{"user_prompt": f"cat {n}", "size": n} for n in range(4)]
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        ({"user_prompt": 3}, "`user_prompt` must be a text that is not empty, found 3"),
+        ({"user_prompt": "\ud83d"}, r"`user_prompt` is '\\ud83d', which no column can hold"),
+        ({"user_prompt": "a" * 8001}, "`user_prompt` has 8001 characters, more than 8000"),
+        ({"user_prompt": "a cat", "size": "big"}, "`size` is 'big', not a number as elsewhere"),
+        ({"user_prompt": "a cat", "size": 2**70}, "`size` is 1180591620717411303424, which no column can hold"),
+        ({"user_prompt": "a cat", "size": [1]}, r"`size` is \[1\], not a number as elsewhere"),
+        ({"user_prompt": "a cat", "size": True}, "`size` is True, not a number as elsewhere"),
+    ],
+)
+@pytest.mark.parametrize("place", [0, 2, 4])
+def test_a_value_unlike_the_others_is_named_with_its_line(tmp_path, row, says, place):
+    """Wherever it stands: most rows decide what is usual."""
+    rows = [*CATS[:place], row, *CATS[place:]]
+    file = write(tmp_path / "p.jsonl", lines(*rows))
+    with pytest.raises(ValueError, match=rf"p\.jsonl:{place + 1}: {says}"):
+        load_prompts(file)
+    assert load_prompts(file, skip_bad_rows=True)["user_prompt"] == [cat["user_prompt"] for cat in CATS]
+
+
+def test_whole_numbers_and_others_are_one_kind(tmp_path):
+    rows = load_prompts(write(tmp_path / "p.jsonl", lines(*CATS, {"user_prompt": "half", "size": 0.5})))
+    assert rows["size"] == [0, 1, 2, 3, 0.5]
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
+@pytest.mark.parametrize("name", ["p.jsonl", "p.csv"])
+def test_a_file_in_another_encoding_is_named(tmp_path, name, encoding):
+    (tmp_path / name).write_bytes("user_prompt\nein großes Haus\n".encode(encoding))
+    with pytest.raises(ValueError, match=rf"{name}:\d: the byte 0x.. is not UTF-8; save the file in that encoding"):
+        load_prompts(str(tmp_path / name))
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path):
+    for name, text in (("p.jsonl", lines(*CATS)), ("p.csv", "user_prompt,size\ncat 0,0\n")):
+        (tmp_path / name).write_text(text, encoding="utf-8-sig")
+        assert load_prompts(str(tmp_path / name))["user_prompt"][0] == "cat 0"
+
+
+def test_a_long_cell_of_a_csv_file_is_named(tmp_path):
+    file = write(tmp_path / "p.csv", f"user_prompt\na cat\n{'a' * 200_000}\n")
+    with pytest.raises(ValueError, match=r"p\.csv:3: `user_prompt` has 200000 characters"):
+        load_prompts(file)
+
+
+@pytest.mark.parametrize("name", ["prompt", "completions", "raw_answer", "images", "trainer_state"])
+def test_a_column_whose_name_is_taken_is_refused(tmp_path, name):
+    with pytest.raises(ValueError, match=f"the column '{name}' has a name that rewards get from training itself"):
+        load_prompts(write(tmp_path / "p.jsonl", lines({"user_prompt": "a cat", name: "a"})))
+
+
+def test_the_prompt_column_may_have_that_name(tmp_path):
+    file = write(tmp_path / "p.jsonl", lines({"prompt": "a cat", "answer": "it"}))
+    rows = load_prompts(file, prompt_column="prompt")
+    assert rows["user_prompt"] == ["a cat"] and rows["answer"] == ["it"]
+    both = write(tmp_path / "p.jsonl", lines({"user_prompt": "a", "caption": "b"}))
+    with pytest.raises(ValueError, match="the column 'user_prompt' has a name"):
+        load_prompts(both, prompt_column="caption")
+
+
+def test_numbered_categories_are_labels(tmp_path):
+    rows = load_prompts(write(tmp_path / "p.jsonl", lines({"user_prompt": "a", "category": 0, "difficulty": 1})))
+    assert rows["category"] == ["0"] and rows["difficulty"] == ["1"]
+
+
+def test_images_are_looked_at_when_they_are_loaded(tmp_path):
+    """Truncated, floating-point and missing ones are named; turned, 16-bit and transparent ones look right."""
+    picture = Image.new("RGB", (4, 2), "red")
+    picture.save(tmp_path / "red.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees
+    picture.save(tmp_path / "turned.jpg", exif=exif)
+    Image.new("I;16", (4, 2), 0x8000).save(tmp_path / "deep.png")
+    Image.new("RGBA", (4, 2), (0, 0, 0, 0)).save(tmp_path / "clear.png")
+    names = ["red.png", "turned.jpg", "deep.png", "clear.png"]
+    rows = load_prompts(write(tmp_path / "p.jsonl", lines(*({"user_prompt": n, "image": n} for n in names))))
+    images = rows["image"][:]
+    assert [image.mode for image in images] == ["RGB"] * 4 and images[1].size == (2, 4)
+    assert images[2].getpixel((0, 0)) == (127, 127, 127) and images[3].getpixel((0, 0)) == (255, 255, 255)
+    data = (tmp_path / "red.png").read_bytes()
+    (tmp_path / "half.png").write_bytes(data[: len(data) - 20])
+    for bad, says in (("half.png", "no image that can be read"), ("none.png", "there is no image")):
+        text = lines({"user_prompt": "a", "image": "red.png"}, {"user_prompt": "b", "image": bad})
+        with pytest.raises(ValueError, match=rf"p\.jsonl:2: .*{says}"):
+            load_prompts(write(tmp_path / "p.jsonl", text), "validation")
+
+
+def test_for_training_all_rows_have_an_image_or_none_has(tmp_path):
+    """TRL's batches are one or the other."""
+    Image.new("RGB", (4, 2), "red").save(tmp_path / "red.png")
+    having = {"user_prompt": "a", "image": "red.png"}
+    file = write(tmp_path / "p.jsonl", lines(having, {"user_prompt": "b"}, having))
+    with pytest.raises(ValueError, match=r"p\.jsonl:2: `image` is missing; for training all rows have one"):
+        load_prompts(file, "train")
+    assert len(load_prompts(file, "train", skip_bad_rows=True)) == 2
+    assert load_prompts(file, "validation")[1]["image"] is None
 
 
 # -------------------------------------------------------------------------------------------------------- the order

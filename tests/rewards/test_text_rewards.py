@@ -177,18 +177,22 @@ def test_language_without_its_package(monkeypatch):
 )
 def test_format_is_the_share_of_the_answer_that_is_the_prompt(answer, share):
     rewrite = completions(parse_answer(answer) or "")
-    assert load_reward("format")(rewrite, answer=[answer], user_prompt=["a cup"]) == [pytest.approx(share)]
+    assert load_reward("format")(rewrite, raw_answer=[answer], user_prompt=["a cup"]) == [pytest.approx(share)]
 
 
 def test_format_of_an_answer_that_the_users_prompt_stands_in_for():
     """So it is in validation: the answer was malformed, or cut off."""
     answers = ["<think>a", "a red cup on a ta"]
-    assert load_reward("format")(completions("a cup of mine", "a cup"), answer=answers) == [0.0, 0.0]
+    assert load_reward("format")(completions("a cup of mine", "a cup"), raw_answer=answers) == [0.0, 0.0]
 
 
 def test_format_of_a_batch_and_of_a_prompt_that_no_policy_wrote():
     answers = ["a red cup", None, "Prompt: a red cup"]
-    assert load_reward("format")(completions(*["a red cup"] * 3), answer=answers) == [1.0, 1.0, pytest.approx(9 / 17)]
+    assert load_reward("format")(completions(*["a red cup"] * 3), raw_answer=answers) == [
+        1.0,
+        1.0,
+        pytest.approx(9 / 17),
+    ]
 
 
 # ------------------------------------------------------------------------------------------------------- intent
