@@ -40,7 +40,7 @@ def load_image(path: str | Path | BinaryIO) -> Image.Image:
 def load_images(rows: Dataset, folder: Path, all_or_none: bool) -> tuple[Dataset, dict[int, str]]:
     """Return the rows with the column `image` as images, and the fault of each row whose image can't be used.
 
-    Every image is decoded once. One that `load_image` changes (turned, transparent, 16 bits) is kept as it returned it.
+    Every image is decoded once. One that `load_image` changes (turned, transparent, 16 bits) is kept as changed.
 
     Args:
         rows: with paths, or with images of `datasets`.

@@ -110,15 +110,9 @@ def _unlike_the_others(values: list[Any]) -> Iterable[tuple[int, str]]:
 
 
 def _kind(value: Any) -> str | None:
-    names = {
-        str: "a text",
-        bool: "true or false",
-        int: "a number",
-        float: "a number",
-        list: "a list",
-        dict: "a mapping",
-    }
-    return names.get(type(value))
+    """Return the kind of a JSON value in words; None for null."""
+    others = {str: "a text", bool: "true or false", list: "a list", dict: "a mapping"}
+    return "a number" if type(value) in (int, float) else others.get(type(value))
 
 
 def _fits(values: list[Any]) -> bool:

@@ -188,11 +188,8 @@ def test_format_of_an_answer_that_the_users_prompt_stands_in_for():
 
 def test_format_of_a_batch_and_of_a_prompt_that_no_policy_wrote():
     answers = ["a red cup", None, "Prompt: a red cup"]
-    assert load_reward("format")(completions(*["a red cup"] * 3), raw_answer=answers) == [
-        1.0,
-        1.0,
-        pytest.approx(9 / 17),
-    ]
+    scores = load_reward("format")(completions(*["a red cup"] * 3), raw_answer=answers)
+    assert scores == [1.0, 1.0, pytest.approx(9 / 17)]
 
 
 # ------------------------------------------------------------------------------------------------------- intent
