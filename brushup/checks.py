@@ -3,6 +3,7 @@
 import dataclasses
 import enum
 import functools
+import json
 import math
 import types
 import typing
@@ -68,11 +69,12 @@ RANGES = {  # of numbers, as mathematicians write intervals; lists of numbers: o
 TAKE_BOOL = ("scale_rewards",)  # TRL says it is a text, and takes true and false
 
 
-def check_settings(config: Any) -> None:
+def check_settings(config: Any, *mappings: str) -> None:
     """Check each setting that is not its default, and turn it into its type: "1e-5" into a number, `clip` into [clip].
 
     Args:
         config: a dataclass, ours or TRL's; its values are replaced.
+        mappings: the names of settings that become dicts: flags arrive as JSON, and None means empty.
 
     Raises:
         ValueError: a value has the wrong type, is out of its range, or none of the choices; the message begins with
@@ -91,6 +93,13 @@ def check_settings(config: Any) -> None:
         choices = field.metadata.get("choices")
         if choices and value not in choices:
             raise ValueError(f"{field.name}: {value!r} is none of {', '.join(map(str, choices))}")
+
+    for name in mappings:
+        value = getattr(config, name)
+        try:
+            setattr(config, name, json.loads(value) if isinstance(value, str) else dict(value or {}))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{name}: {value!r} is no mapping (as a flag: JSON, {{...}})") from error
 
 
 @functools.cache

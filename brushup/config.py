@@ -1,6 +1,5 @@
 """The settings that Brushup adds to TRL's: each is a YAML key and a flag. Whole examples: recipes/*.yaml."""
 
-import json
 import re
 from dataclasses import MISSING, dataclass, field
 from typing import Any
@@ -31,17 +30,6 @@ def setting(text: str, default: Any = MISSING, choices: list | None = None, kw_o
 
 
 REWARD_SETTINGS = ("reward_kwargs", "reward_transforms", "reward_gates", "gain_gates")
-
-
-def _check(config: Any, *names: str) -> None:
-    """Check all settings, and turn those of these names into dicts: flags arrive as JSON, and None means empty."""
-    check_settings(config)
-    for name in names:
-        value = getattr(config, name)
-        try:
-            setattr(config, name, json.loads(value) if isinstance(value, str) else dict(value or {}))
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{name}: {value!r} is no mapping (as a flag: JSON, {{...}})") from error
 
 
 @dataclass
@@ -134,7 +122,7 @@ class RenderConfig:
     )
 
     def __post_init__(self):
-        _check(self, "generator_init_kwargs", "render_kwargs", "scheduler_kwargs")
+        check_settings(self, "generator_init_kwargs", "render_kwargs", "scheduler_kwargs")
 
     @property
     def device(self) -> str:
@@ -187,7 +175,7 @@ class RewardConfig:
     )
 
     def __post_init__(self):
-        _check(self, *REWARD_SETTINGS)
+        check_settings(self, *REWARD_SETTINGS)
 
 
 @dataclass
@@ -253,7 +241,7 @@ class PromptEnhancerConfig(ScoringConfig, GRPOConfig):
     )
 
     def __post_init__(self):
-        _check(self, *REWARD_SETTINGS)
+        check_settings(self, *REWARD_SETTINGS)
         if self.generate_in_parts is not None:
             raise ValueError(
                 f"generate_in_parts: {self.generate_in_parts} is now TRL's steps_per_generation: set "

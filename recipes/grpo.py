@@ -42,7 +42,8 @@ from brushup.console import log_to_file, quiet_libraries, say, serve_command
 from brushup.evaluation.arm import before_after_sheet
 from brushup.evaluation.compare import results_table
 from brushup.evaluation.results import Results
-from brushup.policy.load import load_policy
+from brushup.policy.chat import prepare_processor
+from brushup.policy.load import load_policy, load_processor
 from brushup.prompts.dataset import load_prompts, order_rows
 from brushup.publishing.card import run_settings, write_model_card
 from brushup.publishing.hub import open_repo, publish
@@ -66,6 +67,8 @@ def main(data: DataConfig, render: RenderConfig, args: PromptEnhancerConfig, mod
     rewards = check_settings(args)
     checkpoint = find_checkpoint(args)
     repo_id = open_repo(args)  # a wrong name or a missing right shows now, and not after hours
+    processor = load_processor(model.model_name_or_path, model.model_revision, args.trust_remote_code)
+    prepare_processor(processor, args.chat_template_kwargs)
 
     # Worker: renders and scores, in this process or in a service
     worker = get_worker(render, rewards, Path(args.output_dir), args.ddp_timeout, serve_command())
@@ -84,6 +87,7 @@ def main(data: DataConfig, render: RenderConfig, args: PromptEnhancerConfig, mod
         args=args,
         train_dataset=train_prompts,
         eval_dataset=validation_prompts,
+        processing_class=processor,
         callbacks=[TrainingProgress(), ParametersMustChange(), ValidateAtTheEnd()],
         **policy,
     )

@@ -21,7 +21,7 @@ class Diversity(OpenClipReward):
     Arguments as for `OpenClipReward`.
     """
 
-    least_pictures = 2  # of a rewrite: a lone image has nothing to be compared with
+    least_images = 2  # of a rewrite: a lone image has nothing to be compared with
 
     @torch.inference_mode()
     def __call__(self, images: Images, user_prompts: list[str], prompts: list[str]) -> list[float | None]:

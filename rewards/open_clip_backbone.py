@@ -12,6 +12,7 @@ from torchvision.transforms.functional import resize
 from brushup.common import default_device
 
 
+PRECISIONS = ("fp32", "fp16", "bf16", "pure_fp16", "pure_bf16")
 Images = list[Image.Image] | list[torch.Tensor]
 """PIL images, or tensors: uint8, (3, height, width), all on one device."""
 
@@ -28,6 +29,7 @@ class OpenClipReward:
 
     Raises:
         RuntimeError: OpenCLIP finds no weights (it would go on with random ones).
+        ValueError: the precision is none of `PRECISIONS`.
     """
 
     takes_pixels = True  # tensors, as the worker has them: the way through PIL would cost time
@@ -143,6 +145,8 @@ def open_clip_backbone(
             model's own.
     """
     precision = precision or ("pure_bf16" if torch.device(device).type == "cuda" else "fp32")
+    if precision not in PRECISIONS:  # OpenCLIP takes any, and loads float32
+        raise ValueError(f"precision: {precision!r} is none of {', '.join(PRECISIONS)}")
     settings = (model_name, pretrained, precision, str(device), resize_mode)
     backbone = _backbones.get(settings)
     if backbone is None:

@@ -5,7 +5,7 @@ reward* has TRL's signature, `(prompts, completions, **columns) -> list[float | 
 the first parameter is called `images`, it is an image reward. Either is a function, or a class that is built with its
 `reward_kwargs` and, if it has such a parameter, with `device`.
 
-A reward that compares the images of a rewrite has the attribute `least_pictures = 2`; then all images of a rewrite
+A reward that compares the images of a rewrite has the attribute `least_images = 2`; then all images of a rewrite
 come in one call. A class with `takes_pixels = True` gets images as tensors on the renderer's device, uint8, (3,
 height, width), otherwise as PIL images.
 """
@@ -15,6 +15,7 @@ import difflib
 import functools
 import importlib.util
 import inspect
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,7 @@ from typing import Any
 
 from brushup.common import whole_on_each_rank
 from brushup.config import RewardConfig
+from brushup.rewards.guard import call_guarded
 
 
 REWARDS = {
@@ -74,7 +76,7 @@ def resolve(name: str) -> Callable:
         loaded = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(loaded)
         return getattr(loaded, attribute)
-    except (ImportError, OSError, AttributeError) as error:
+    except (Exception, SystemExit) as error:  # a user's file may raise anything
         raise ValueError(f"cannot load {name!r}: {type(error).__name__}: {error}") from error
 
 
@@ -104,6 +106,11 @@ class RewardSpec:
         return self.source.rsplit(":", 1)[-1]
 
     @property
+    def is_users(self) -> bool:
+        """Whether it comes from a user's module or file."""
+        return ":" in self.source
+
+    @property
     def looks_at_images(self) -> bool:
         """Whether it is an image reward: its first parameter is called `images`."""
         target = resolve(self.source)
@@ -114,7 +121,7 @@ class RewardSpec:
     @property
     def least_images(self) -> int:
         """How many images of a rewrite it needs: 1, or 2 if it compares them."""
-        return getattr(resolve(self.source), "least_pictures", 1)
+        return getattr(resolve(self.source), "least_images", 1)
 
     def check(self) -> None:
         """Raise a ValueError if there is no such reward, or it does not take the keyword arguments."""
@@ -188,7 +195,7 @@ def parse_rewards(config: RewardConfig, weights: Sequence[float] | None = None) 
                     f"{setting}: {source!r} is not among reward_funcs ({', '.join(names)}): add it there, with "
                     "weight 0 if it should be a gate and nothing else"
                 )
-            if isinstance(threshold, bool) or not isinstance(threshold, int | float):
+            if isinstance(threshold, bool) or not isinstance(threshold, int | float) or not math.isfinite(threshold):
                 raise ValueError(f"{setting}: {source} is {threshold!r}; it must be a number, such as 0.28")
     specs = [
         RewardSpec(
@@ -224,12 +231,17 @@ class TextReward:
 
     TRL gathers the rewards of all ranks; an exception on one rank would leave the others waiting.
 
+    Args:
+        spec: of the reward.
+        timeout: seconds that a user's reward may take for a call.
+
     Attributes:
         error: of the last call, with the reward's name; None if it went well.
     """
 
-    def __init__(self, spec: RewardSpec):
+    def __init__(self, spec: RewardSpec, timeout: float = 900):
         self.__name__ = spec.name
+        self._is_users, self._timeout = spec.is_users, timeout
         self.error: str | None = None
         self._function = spec.load()
 
@@ -237,8 +249,10 @@ class TextReward:
         """Return a score, or None, for each completion; keyword arguments as TRL gives them to a reward."""
         self.error = None
         try:
-            scores = self._function(completions=completions, **columns)
-            scores = list(asyncio.run(scores) if inspect.isawaitable(scores) else scores)
+            if self._is_users:
+                scores = call_guarded(self._call, self._timeout, completions=completions, **columns)
+            else:
+                scores = self._call(completions=completions, **columns)
             scores = [None if score is None else float(score) for score in scores]
         except Exception as error:
             self.error = f"reward {self.__name__!r} failed: {type(error).__name__}: {error}"
@@ -246,10 +260,22 @@ class TextReward:
         if len(scores) != len(completions):
             self.error = f"reward {self.__name__!r} returned {len(scores)} scores for {len(completions)} rewrites"
             return [None] * len(completions)
+        scores = [score if score is not None and math.isfinite(score) else None for score in scores]
+        if scores and not any(score is not None for score in scores):
+            self.error = f"reward {self.__name__!r} gave None or NaN to each of {len(scores)} rewrites"
         return scores
 
+    def _call(self, **arguments: Any) -> list:
+        scores = self._function(**arguments)
+        return list(asyncio.run(scores) if inspect.isawaitable(scores) else scores)
 
-def load_text_rewards(specs: Sequence[RewardSpec]) -> dict[str, TextReward]:
-    """Return the text rewards among the specs by name, whole on each rank; the worker loads the image rewards."""
+
+def load_text_rewards(specs: Sequence[RewardSpec], timeout: float = 900) -> dict[str, TextReward]:
+    """Return the text rewards among the specs by name, whole on each rank; the worker loads the image rewards.
+
+    Args:
+        specs: of all rewards.
+        timeout: as for `TextReward`.
+    """
     with whole_on_each_rank():
-        return {spec.name: TextReward(spec) for spec in specs if not spec.looks_at_images}
+        return {spec.name: TextReward(spec, timeout) for spec in specs if not spec.looks_at_images}

@@ -51,7 +51,7 @@ def brushwork(image: Image.Image) -> np.ndarray:
 class StyleConsistency:
     """A score of images by their likeness in style to the other images of the same rewrite."""
 
-    least_pictures = 2  # of a rewrite: a lone image has nothing to be compared with
+    least_images = 2  # of a rewrite: a lone image has nothing to be compared with
 
     def __call__(self, images: list[Image.Image], user_prompts: list[str], prompts: list[str]) -> list[float | None]:
         """Return a score for each image; None where it is the only one of its user prompt and rewrite."""

@@ -109,7 +109,8 @@ class Validation:
                 "%d of %d validation prompts are left out: %s", arm.rewards.count(None), len(arm.rewards), kinds
             )
         if not any(arm.rewards):
-            raise RuntimeError(f"none of the {len(self.rows)} validation prompts could be scored: {arm.errors[:1]}")
+            reason = arm.errors[0] if arm.errors else "each of them had a reward that gave None"
+            raise RuntimeError(f"none of the {len(self.rows)} validation prompts could be scored: {reason}")
         return arm
 
     def render_rewrites(self, enhancements: Sequence[Enhancement]) -> Arm:

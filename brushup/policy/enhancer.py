@@ -3,24 +3,21 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import PeftModel
 from PIL import Image
-from transformers import (
-    AutoProcessor,
-    BatchFeature,
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    ProcessorMixin,
-)
-from trl.data_utils import prepare_multimodal_messages
-from trl.trainer.utils import create_model_from_path
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
+from trl import GRPOConfig
 
 from brushup.common import default_device
-from brushup.policy.load import is_adapter, load_adapter
-from brushup.prompts.template import build_messages, parse_answer
+from brushup.policy.chat import ask, prepare_processor, tokenize, tokenizer_of
+from brushup.policy.load import is_adapter, load_adapter, load_model, load_processor
+from brushup.prompts.template import parse_answer
+
+
+DECODING = "brushup_decoding"  # an entry of a trained policy's generation_config.json
 
 
 @dataclass(frozen=True)
@@ -49,6 +46,22 @@ def vision_placeholder_ids(config: PreTrainedConfig) -> list[int]:
     return [token for token in ids if token is not None]
 
 
+def decoding_of(args: GRPOConfig) -> dict[str, Any]:
+    """Return what decides an answer besides the sampling: penalties, for instance, as TRL generates with them."""
+    sampling = (
+        "do_sample",
+        "temperature",
+        "top_k",
+        "top_p",
+        "min_p",
+        "max_new_tokens",
+        "eos_token_id",
+        "pad_token_id",
+    )
+    settings = {"repetition_penalty": args.repetition_penalty, **(args.generation_kwargs or {})}
+    return {name: value for name, value in settings.items() if name not in (*sampling, "suppress_tokens")}
+
+
 class PromptEnhancer:
     """Rewrites prompts with a policy.
 
@@ -61,8 +74,11 @@ class PromptEnhancer:
     """
 
     def __init__(self, model: PreTrainedModel | PeftModel, processor: ProcessorMixin | PreTrainedTokenizerBase):
+        prepare_processor(processor)
         self.model = model
         self.processor = processor
+        # As training samples: the penalties of a base model's generation_config.json are not TRL's.
+        self.decoding = getattr(model.generation_config, DECODING, {"repetition_penalty": 1.0})
 
     @classmethod
     def from_pretrained(
@@ -80,18 +96,9 @@ class PromptEnhancer:
         """
         name, device = str(model_or_adapter), device or default_device()
         dtype = dtype or (torch.bfloat16 if device.startswith("cuda") else torch.float32)
-        if is_adapter(name):
-            model = load_adapter(name, dtype=dtype, device_map=device)
-        else:
-            try:
-                model = create_model_from_path(name, dtype=dtype, device_map=device)
-            except (OSError, ValueError) as error:  # ValueError: a folder that holds no model
-                raise OSError(f"{name!r} is no folder here with a model, and no model on the Hub: {error}") from error
-        try:
-            processor = AutoProcessor.from_pretrained(name)
-        except (OSError, ValueError):  # an adapter without its processor
-            processor = AutoProcessor.from_pretrained(model.base_model.name_or_path)
-        return cls(model, processor)
+        load = load_adapter if is_adapter(name) else load_model
+        model = load(name, dtype=dtype, device_map=device)
+        return cls(model, load_processor(name))
 
     def merge_and_save(self, folder: str | Path) -> None:
         """Save a plain checkpoint, an adapter merged into its base model, for `vllm serve` or transformers.
@@ -174,37 +181,20 @@ class PromptEnhancer:
         temperature: float,
     ) -> list[tuple[str, str | None]]:
         """Return the policy's answer to each prompt, and the rewrite in it; None if it is malformed."""
-        inputs = self._inputs(user_prompts, images)
-        declared = self.model.generation_config.eos_token_id
-        ends = {self._tokenizer.eos_token_id, *(declared if isinstance(declared, list) else [declared])} - {None}
+        requests = [ask(self.processor, *pair) for pair in zip(user_prompts, images, strict=True)]
+        inputs = tokenize(self.processor, requests).to(self.model.device)
+        tokenizer, declared = tokenizer_of(self.processor), self.model.generation_config.eos_token_id
+        ends = {tokenizer.eos_token_id, *(declared if isinstance(declared, list) else [declared])} - {None}
         sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
         generated = self.model.generate(
             **inputs,
             **(sampling if temperature else {"do_sample": False}),
+            **self.decoding,
             max_new_tokens=max_new_tokens,
             eos_token_id=list(ends),
+            pad_token_id=tokenizer.pad_token_id,
             suppress_tokens=vision_placeholder_ids(self.model.config) or None,
         )[:, inputs["input_ids"].shape[1] :]
         finished = torch.isin(generated, torch.tensor(list(ends), device=generated.device)).any(dim=1).tolist()
-        texts = self._tokenizer.batch_decode(generated, skip_special_tokens=True)
+        texts = tokenizer.batch_decode(generated, skip_special_tokens=True)
         return [(text, parse_answer(text, done)) for text, done in zip(texts, finished, strict=True)]
-
-    @property
-    def _tokenizer(self) -> PreTrainedTokenizerBase:
-        return self.processor.tokenizer if isinstance(self.processor, ProcessorMixin) else self.processor
-
-    def _inputs(self, user_prompts: Sequence[str], images: Sequence[Image.Image | None]) -> BatchFeature:
-        """Return the policy's input tensors, padded on the left, on its device."""
-        messages = [build_messages(prompt) for prompt in user_prompts]
-        image_inputs = {}
-        if isinstance(self.processor, ProcessorMixin):
-            messages = [
-                prepare_multimodal_messages(conversation, images=[image] if image else None)
-                for conversation, image in zip(messages, images, strict=True)
-            ]
-            image_inputs = {"images": [image for image in images if image] or None}
-        self._tokenizer.padding_side = "left"
-        texts = self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-        return self.processor(
-            text=texts, **image_inputs, padding=True, add_special_tokens=False, return_tensors="pt"
-        ).to(self.model.device)

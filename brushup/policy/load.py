@@ -1,17 +1,22 @@
 """Loading of the policy that TRL's `ModelConfig` names: a model, or an adapter that training goes on with."""
 
+import json
+import re
 import warnings
+from contextlib import suppress
 from typing import Any
 
 from accelerate.logging import get_logger
 from peft import PeftConfig, PeftModel
-from transformers import BitsAndBytesConfig, PreTrainedModel
+from safetensors import SafetensorError
+from transformers import AutoProcessor, BitsAndBytesConfig, GenerationConfig, PreTrainedModel
 from transformers.utils import is_bitsandbytes_available
 from transformers.utils.peft_utils import find_adapter_config_file
 from trl import ModelConfig, get_peft_config, get_quantization_config
 from trl.trainer.utils import create_model_from_path
 
 from brushup.config import PromptEnhancerConfig
+from brushup.policy.chat import Processor, prepare_processor
 
 
 logger = get_logger(__name__)
@@ -58,6 +63,11 @@ def load_policy(model: ModelConfig, args: PromptEnhancerConfig) -> dict[str, Any
         )
     peft_config = get_peft_config(model)
     if peft_config:
+        names = peft_config.target_modules
+        if isinstance(names, str) and names != "all-linear" and re.fullmatch(r"[\w.]+", names):
+            peft_config.target_modules = {
+                names
+            }  # TRL hands a single name over as a text, which PEFT takes for a pattern
         peft_config.revision = model.model_revision  # saved with the adapter, so that it finds its base
     return {
         "model": name,
@@ -67,13 +77,19 @@ def load_policy(model: ModelConfig, args: PromptEnhancerConfig) -> dict[str, Any
     }
 
 
-def check_head(policy: PreTrainedModel | PeftModel, is_fsdp2: bool) -> None:
-    """Raise a ValueError if FSDP2 would give the policy's head a wrong gradient.
+def check_policy(policy: PreTrainedModel | PeftModel, args: PromptEnhancerConfig, is_fsdp2: bool) -> None:
+    """Raise a ValueError if FSDP2 would give the policy's head a wrong gradient, or it can't train on older rewrites.
 
     TRL 1.16's fused log-probabilities gather a sharded head without telling FSDP2 that its gradient is a sum over the
     GPUs, so each GPU would train it on its own rewrites. A frozen head, and one tied to the embeddings (as in
     Qwen2-VL 2B), are not affected.
     """
+    configs = policy.peft_config.values() if isinstance(policy, PeftModel) else ()
+    if args.max_staleness and any(config.is_prompt_learning for config in configs):
+        raise ValueError(
+            f"max_staleness: {args.max_staleness} does not work with prompt tuning, whose log-probabilities are not "
+            "known while it writes; train a LoRA adapter, or leave it out"
+        )
     if not is_fsdp2:
         return
     head, embeddings = policy.get_output_embeddings(), policy.get_input_embeddings()
@@ -132,10 +148,10 @@ def load_adapter(
         OSError: the base model is not found.
         ValueError: the adapter does not fit it.
     """
-    config = PeftConfig.from_pretrained(name, revision=revision)
+    config = _adapter_config(name, revision)
     base = config.base_model_name_or_path
     try:
-        base_model = create_model_from_path(base, revision=config.revision or "main", **settings)
+        base_model = load_model(base, revision=config.revision or "main", **settings)
     except OSError as error:
         raise OSError(
             f"{name}/adapter_config.json: its base model {base!r} cannot be loaded; correct base_model_name_or_path "
@@ -144,7 +160,7 @@ def load_adapter(
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="Found missing adapter keys")
         try:
-            return PeftModel.from_pretrained(
+            model = PeftModel.from_pretrained(
                 base_model,
                 name,
                 is_trainable=is_trainable,
@@ -155,6 +171,55 @@ def load_adapter(
             raise ValueError(
                 f"{name} does not fit its base model {base!r}: part of it would start from scratch. {missing}"
             ) from missing
+        except SafetensorError as error:
+            raise ValueError(
+                f"{name}/adapter_model.safetensors: cannot be read, it may be cut off ({error})"
+            ) from error
+        except RuntimeError as error:  # PEFT lists every weight that has another shape
+            raise ValueError(f"{name} does not fit its base model {base!r}: {_first_lines(error)}") from error
+    with suppress(OSError):  # an adapter may come without
+        model.generation_config = GenerationConfig.from_pretrained(name, revision=revision)
+    return model
+
+
+def load_model(name: str, **settings: Any) -> PreTrainedModel:
+    """Load a whole model by Hub id or folder; raise an OSError that names it if that fails."""
+    try:
+        return create_model_from_path(name, **settings)
+    except SafetensorError as error:
+        raise OSError(f"{name}: its weights (*.safetensors) cannot be read, they may be cut off ({error})") from error
+    except (OSError, ValueError) as error:  # ValueError: a folder that holds no model
+        raise OSError(f"{name!r} is no folder here with a model, and no model on the Hub: {error}") from error
+
+
+def load_processor(name: str, revision: str | None = None, trust_remote_code: bool = False) -> Processor:
+    """Load the processor (image-text) or tokenizer (text) of a model, or of an adapter, which may be its base's.
+
+    Raises:
+        OSError: there is none.
+        ValueError: as `prepare_processor`.
+    """
+    settings = {"trust_remote_code": trust_remote_code, "padding_side": "left", "truncation_side": "left"}
+    base = _adapter_config(name, revision).base_model_name_or_path if is_adapter(name, revision) else None
+    try:
+        processor = AutoProcessor.from_pretrained(name, revision=revision, **settings)
+    except (OSError, ValueError, KeyError) as error:
+        if not base:
+            raise OSError(f"{name}: its tokenizer or processor cannot be loaded: {_first_lines(error)}") from error
+        processor = AutoProcessor.from_pretrained(base, **settings)
+    prepare_processor(processor)
+    return processor
+
+
+def _adapter_config(name: str, revision: str | None) -> PeftConfig:
+    try:
+        return PeftConfig.from_pretrained(name, revision=revision)
+    except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{name}/adapter_config.json: this is no adapter's configuration ({error})") from error
+
+
+def _first_lines(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
 
 
 def _load_trainable_adapter(name: str, init_kwargs: dict[str, Any], args: PromptEnhancerConfig) -> PeftModel:

@@ -44,6 +44,9 @@ _CHATTER = re.compile(
 # A paragraph ends at an empty line, before a note, and before the next of several numbered answers.
 _PARAGRAPH_END = re.compile(r"\n\s*\n|\n(?=\s*[*#_]*(?:note|explanation)\b)|\n(?=\s*\d+[.)]\s)", re.IGNORECASE)
 _QUOTES = {'"': '"', "'": "'", "“": "”", "‘": "’", "«": "»", "「": "」", "『": "』", "`": "`", "„": "“"}
+_THOUGHTS = "(?:think|thinking|thoughts?|reasoning|reflection|analysis|scratchpad)"
+_THINKING_BEGINS = re.compile(rf"<{_THOUGHTS}>|\[THINK\]|◁think▷", re.IGNORECASE)
+_THINKING_ENDS = re.compile(rf"</{_THOUGHTS}>|\[/THINK\]|◁/think▷", re.IGNORECASE)
 _SPECIAL_TOKEN = re.compile(r"<\|[a-z_]+\|>|</?s>")
 
 
@@ -84,22 +87,25 @@ def parse_answer(answer: str, finished: bool = True) -> str | None:
         finished: False if the policy was cut off before it ended its answer (no end-of-sequence token).
 
     Returns:
-        The prompt, or None if the answer is malformed: empty, cut off, or with a `<think>` block that never ends.
+        The prompt, or None if the answer is malformed: empty, cut off, or with thoughts (`<think>`, `[THINK]`,
+        `<reasoning>`, ...) that never end.
     """
     if not finished:
         return None
     text = unicodedata.normalize("NFC", answer).replace("\r\n", "\n")
-    text = re.sub(r"<think>.*?</think>", "", text, flags=re.DOTALL)
-    if "<think>" in text:
+    text = re.sub(r"[^\S\n]+", " ", text)  # long runs of spaces would make the patterns below slow
+    text = re.sub(r" ?\n ?", "\n", text)
+    text = re.sub(r"\n{3,}", "\n\n", text)
+    text = _THINKING_ENDS.split(text)[-1]  # some templates put the opening tag into the prompt
+    if _THINKING_BEGINS.search(text):
         return None
-    text = text.split("</think>")[-1]  # some templates put the opening tag into the prompt
     text = _SPECIAL_TOKEN.sub("", text)
     fenced = re.search(r"```[a-zA-Z]*\n(.*?)```", text, flags=re.DOTALL)
     if fenced:
         text = fenced.group(1)
-    labelled = re.search(r"<(prompt|answer)>(.*?)</\1>", text, flags=re.DOTALL)
-    if labelled:
-        text = labelled.group(2)
+    for tag in ("prompt", "answer"):
+        inside, closed, _ = text.partition(f"<{tag}>")[2].partition(f"</{tag}>")
+        text = inside if closed else text
     text = re.sub(r"^\s*#{1,6}\s[^\n]*\n+(?=\s*\S)", "", text)  # a heading over the prompt
     for paragraph in _PARAGRAPH_END.split(text.strip()):
         paragraph = _strip_wrapping(_strip_label(_strip_wrapping(paragraph)))

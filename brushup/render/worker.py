@@ -14,6 +14,7 @@ from brushup.common import whole_on_each_rank
 from brushup.config import RenderConfig
 from brushup.render.job import RenderJob, RenderResult
 from brushup.render.renderer import RenderedImage, Renderer, RenderFailure
+from brushup.rewards.guard import GuardedImageReward
 from brushup.rewards.registry import RewardSpec
 
 
@@ -150,4 +151,6 @@ def load_worker(render: RenderConfig, rewards: Sequence[RewardSpec]) -> LocalWor
     with whole_on_each_rank():
         renderer = Renderer(render)
         image_rewards = {spec.name: spec.load(renderer.device) for spec in rewards if spec.looks_at_images}
+    for name in [spec.name for spec in rewards if spec.looks_at_images and spec.is_users]:
+        image_rewards[name] = GuardedImageReward(image_rewards[name], render.worker_timeout)
     return LocalWorker(renderer, image_rewards)

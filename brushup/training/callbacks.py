@@ -15,8 +15,11 @@ from brushup.common import end_with_parent
 from brushup.console import say
 
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # Ctrl-C, the end of a job, a closed terminal
+
+
 class StopOnSignal(TrainerCallback):
-    """Saves a checkpoint and ends training, on all ranks at the same step, once one of them got SIGINT or SIGTERM.
+    """Saves a checkpoint and ends training, on all ranks at the same step, once one of them got one of `SIGNALS`.
 
     A second Ctrl-C on a single process quits at once.
 
@@ -29,7 +32,10 @@ class StopOnSignal(TrainerCallback):
         self._former: dict = {}
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self._former = {number: signal.signal(number, self._remember) for number in (signal.SIGINT, signal.SIGTERM)}
+        handled = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]  # nohup ignores SIGHUP
+        self._former = {number: signal.signal(number, self._remember) for number in handled}
+        # A child that a reward forks, as multiprocessing does, would remember the signal that is to end it.
+        os.register_at_fork(after_in_child=self._give_back)
         if PartialState().num_processes == 1:
             end_with_parent()  # a launcher that is killed takes its ranks along only if there are several
 
@@ -50,8 +56,11 @@ class StopOnSignal(TrainerCallback):
             control.should_evaluate = False
 
     def on_train_end(self, args, state, control, **kwargs):
-        for number, handler in self._former.items():
-            signal.signal(number, handler)
+        self._give_back()
+
+    def _give_back(self) -> None:
+        while self._former:
+            signal.signal(*self._former.popitem())
 
 
 class ValidateAtTheEnd(TrainerCallback):
@@ -132,7 +141,9 @@ class TrainingProgress(TrainerCallback):
             shown = ("reward", "above_original", "success_rate", "quality_score", "checker_accuracy")
             parts = [f"{name} {metrics[f'eval_{name}']:.3f}" for name in shown if f"eval_{name}" in metrics]
             parts += [
-                f"{name} {metrics[f'eval_{name}']:.0%}" for name in ("malformed", "failed") if metrics[f"eval_{name}"]
+                f"{name} {metrics[f'eval_{name}']:.0%}"
+                for name in ("malformed", "failed")
+                if metrics.get(f"eval_{name}")
             ]
             say("  ".join([f"validation at step {state.global_step}", *parts]))
 

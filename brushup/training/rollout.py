@@ -59,6 +59,7 @@ class Rollout:
     Attributes:
         rows: the data set's rows, one for each completion.
         step: the optimizer step that trains on it.
+        metrics: that TRL logs of it once it is trained on, by name.
         generated: the return value of `GRPOTrainer._generate`.
         rewrites: the prompts to render; None for a malformed completion.
         token_count: the tokens that the loss is over, of all ranks; float, ().
@@ -71,6 +72,7 @@ class Rollout:
 
     rows: list[dict]
     step: int
+    metrics: dict[str, list[float]]
     generated: tuple
     rewrites: list[str | None]
     token_count: torch.Tensor

@@ -12,17 +12,18 @@ import torch
 from accelerate.utils import gather
 from transformers import Trainer, TrainerCallback
 from trl import GRPOTrainer
-from trl.models import unwrap_model_for_generation
 
 from brushup.config import PromptEnhancerConfig
 from brushup.evaluation.arm import Arm
 from brushup.evaluation.validation import Validation
-from brushup.policy.enhancer import PromptEnhancer, vision_placeholder_ids
-from brushup.policy.load import check_head
+from brushup.policy.chat import prepare_processor, with_requests
+from brushup.policy.enhancer import DECODING, PromptEnhancer, decoding_of, vision_placeholder_ids
+from brushup.policy.load import check_policy
 from brushup.prompts.template import parse_answer
 from brushup.render.job import Worker, paired_seeds
 from brushup.rewards.combine import Objective
 from brushup.rewards.registry import RewardSpec, load_text_rewards
+from brushup.training import trl_adjustments
 from brushup.training.checkpoints import save_now
 from brushup.training.cost import StepTimes
 from brushup.training.hacking_watch import RewardHackingWatch
@@ -30,7 +31,6 @@ from brushup.training.log_probs import record_log_probs
 from brushup.training.rollout import ImageReward, RenderedRows, Rollout, jobs_of, prompts_of
 from brushup.training.scoring import FailureLimit, ScoredBatch, log_batch
 from brushup.training.tracking import SHOWN_PROMPTS, save_samples
-from brushup.training.trl_adjustments import log_whole_steps, suppress_tokens
 from brushup.training.z_scores import ZScoreState
 
 
@@ -52,7 +52,7 @@ class PromptEnhancerTrainer(GRPOTrainer):
         **kwargs: as for `GRPOTrainer`.
 
     Raises:
-        ValueError: as `check_head`; or `max_staleness` with TRL's continuous batching.
+        ValueError: an argument or a policy that does not work here, as `check_arguments` and `check_policy` say.
     """
 
     _tag_names = ["trl", "grpo", "brushup"]
@@ -60,18 +60,18 @@ class PromptEnhancerTrainer(GRPOTrainer):
     def __init__(
         self, model, worker: Worker, rewards: list[RewardSpec], args: PromptEnhancerConfig, eval_dataset=None, **kwargs
     ):
+        trl_adjustments.check_arguments(args, kwargs)
         self.text_rewards = load_text_rewards(rewards)
         functions = [self.text_rewards.get(spec.name) or ImageReward(spec.name) for spec in rewards]
         super().__init__(model, functions, args=args, eval_dataset=eval_dataset, **kwargs)
-        check_head(self.model, self.accelerator.is_fsdp2)
-        if args.max_staleness and self.use_transformers_continuous_batching:
-            raise ValueError(
-                f"max_staleness: {args.max_staleness} needs the log-probabilities of sampled tokens, which "
-                "use_transformers_continuous_batching does not tell: leave that out, or set use_vllm: true"
-            )
+        check_policy(self.model, args, self.accelerator.is_fsdp2)
+        prepare_processor(self.processing_class, args.chat_template_kwargs)
+        self.train_dataset = with_requests(self.train_dataset, self.processing_class)
+        setattr(self.model.generation_config, DECODING, decoding_of(args))  # also for validation and later use
         self.worker, self.rewards = worker, rewards
         self.objective = Objective.from_specs(rewards)
-        self.validation = Validation(list(eval_dataset or []), worker, self.text_rewards, self.objective, args)
+        single = [] if eval_dataset is None or isinstance(eval_dataset, dict) else eval_dataset
+        self.validation = self._validation_on(single)
         self.arms: dict[int, Arm] = {}  # the outcome of each validation, by step
         measures_gain = args.log_gain or bool(self.objective.gain_gates)
         self.gained = [spec.name for spec in rewards if measures_gain and spec.looks_at_images]
@@ -86,8 +86,8 @@ class PromptEnhancerTrainer(GRPOTrainer):
         self._rollout: Rollout | None = None  # the one that TRL is scoring
         self._scored: list[ScoredBatch] = []  # earlier rollouts of this optimizer step
         self._token_counts: dict[int, list[torch.Tensor]] = {}  # of all rollouts, by optimizer step
-        log_whole_steps(self)
-        suppress_tokens(self, vision_placeholder_ids(self.model.config))
+        trl_adjustments.log_whole_steps(self)
+        trl_adjustments.suppress_tokens(self, vision_placeholder_ids(self.model.config))
 
     def callback(self, kind: type[TrainerCallback]) -> TrainerCallback:
         """Return the callback of this class; transformers replaces the instance when a run is resumed."""
@@ -96,6 +96,7 @@ class PromptEnhancerTrainer(GRPOTrainer):
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         if epoch_iterator is not self._source:
             self._source, self._stream = epoch_iterator, deque()
+            self._rollouts, self._token_counts = deque(), {}  # of a training that was stopped before
         ahead = self.args.max_staleness * max(num_batches, self.args.steps_per_generation * self.num_iterations)
         self._stream.extend(islice(epoch_iterator, num_batches + ahead - len(self._stream)))
         batches = [self._stream.popleft() for _ in range(min(num_batches, len(self._stream)))]
@@ -103,12 +104,17 @@ class PromptEnhancerTrainer(GRPOTrainer):
         return super().get_batch_samples(iter(batches), num_batches, device)
 
     def _generate_and_score_completions(self, inputs):
+        if not self.model.training:  # TRL's loss on other rows, as `predict` asks for
+            self._rollout = self._write(inputs, self.state.global_step)
+            return super()._generate_and_score_completions(inputs)
         start, every = self._step - self._first_micro_step, self.args.steps_per_generation * self.num_iterations
         for index in range(start, len(self._known), every)[len(self._rollouts) :]:
             step = self.state.global_step + index // self.args.gradient_accumulation_steps
             if step < self.state.max_steps:
                 with self.times.measure("write"):
                     self._rollouts.append(self._write(self._known[index], step))
+                self._token_counts.setdefault(step, []).append(self._rollouts[-1].token_count)
+                self._token_counts.pop(step - 3, None)
         self._rollout = self._rollouts.popleft()
         output = super()._generate_and_score_completions(inputs)
         # TRL's token-level losses divide by the tokens of a generation batch: make it those of the optimizer step.
@@ -121,7 +127,8 @@ class PromptEnhancerTrainer(GRPOTrainer):
         """Write the completions of these rows, submit their rewrites, and return the rollout."""
         records = self.args.max_staleness and not self.use_vllm  # vLLM tells log-probabilities by itself
         policy = self.accelerator.unwrap_model(self.model_wrapped)
-        with record_log_probs(policy, self.temperature) if records else nullcontext() as recorder:
+        recording = record_log_probs(policy, self.temperature) if records else nullcontext()
+        with recording as recorder, trl_adjustments.metrics_kept(self) as metrics:
             prompt_ids, ids, tool_mask, completions, log_probs, *rest = super()._generate(prompts_of(rows))
         log_probs = recorder.for_tokens(ids) if recorder else log_probs
         answers = self.processing_class.batch_decode(ids, skip_special_tokens=True)
@@ -137,9 +144,10 @@ class PromptEnhancerTrainer(GRPOTrainer):
         originals = originals if self.gained else originals[: SHOWN_PROMPTS * keeps_images]
         seeds = partial(paired_seeds, self.args.seed, step, count=self.args.images_per_prompt)
         written = [(r, row["user_prompt"]) for r, row in zip(rewrites, rows, strict=True) if r is not None]
-        rollout = Rollout(
+        return Rollout(
             rows,
             step,
+            metrics,
             (prompt_ids, ids, tool_mask, completions, log_probs, *rest),
             rewrites,
             token_count,
@@ -148,11 +156,9 @@ class PromptEnhancerTrainer(GRPOTrainer):
             self.worker.submit(jobs_of([(p, p) for p in originals], seeds), keeps_images) if originals else None,
             keeps_images,
         )
-        self._token_counts = {s: counts for s, counts in self._token_counts.items() if s >= self.state.global_step}
-        self._token_counts.setdefault(step, []).append(rollout.token_count)
-        return rollout
 
     def _generate(self, prompts):
+        trl_adjustments.log_kept_metrics(self, self._rollout.metrics)
         return self._rollout.generated  # written before: TRL asks for it when it scores the rollout
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
@@ -172,12 +178,13 @@ class PromptEnhancerTrainer(GRPOTrainer):
         z_scores = self.callback(ZScoreState)
         self.objective.load_state(z_scores.values)
         batch = ScoredBatch.gather(rollout, rendered, raw, self.objective, self.worker.token_limits)
-        z_scores.values = self.objective.state()
+        if self.model.training:
+            z_scores.values = self.objective.state()
         log_batch(self, batch, rollout, self.objective, self.gained)
         if rollout.keeps_images:
             save_samples(self, rollout, rendered, batch)
-        self._scored.append(batch)
-        if all(other.step != rollout.step for other in self._rollouts):  # the step's last
+        self._scored += [batch] if self.model.training else []
+        if self._scored and all(other.step != rollout.step for other in self._rollouts):  # the step's last
             self._see_step(ScoredBatch.joined(self._scored))
             self._scored = []
         return torch.tensor(batch.values, dtype=torch.float32, device=raw.device)
@@ -191,42 +198,56 @@ class PromptEnhancerTrainer(GRPOTrainer):
         if error := self.failure_limit.check(batch):
             raise RuntimeError(error + save_now(self))
 
+    def _validation_on(self, rows) -> Validation:
+        return Validation(list(rows), self.worker, self.text_rewards, self.objective, self.args)
+
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
-        """Render the held-out prompts as the policy rewrites them now, with its likeliest completions.
+        """Render held-out prompts as the policy rewrites them now, with its likeliest completions.
 
         Write `validation_<step>.json`, keep the arm in `arms[step]`, and log the metrics of `Validation.metrics` with
-        the prefix `eval_`. The user's prompt replaces a malformed completion, as at inference.
+        the prefix `eval_`. The user's prompt replaces a malformed completion, as at inference. Prompts other than the
+        constructor's are written as `<prefix>_<step>.json`, and not kept.
+
+        Args:
+            eval_dataset: rows of `load_prompts`, or a dict of them by name; default: the constructor's.
 
         Raises:
             RuntimeError: on all ranks alike, if not one prompt could be rendered and scored.
+            ValueError: there are no prompts.
         """
-        step, validation, limits = self.state.global_step, self.validation, self.worker.token_limits
-        with (
-            unwrap_model_for_generation(
-                self.model_wrapped,
-                self.accelerator,
-                gather_deepspeed3_params=self.args.ds3_gather_for_generation,
-                gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
-            ) as model,
-            self._dist.summon_full_params(self.model_wrapped, recurse=False),
-        ):
-            enhancements = validation.rewrite(PromptEnhancer(model, self.processing_class))
+        rows = self.eval_dataset if eval_dataset is None else eval_dataset
+        rows = self.eval_dataset[rows] if isinstance(rows, str) else rows
+        if isinstance(rows, dict):
+            parts = [self.evaluate(part, ignore_keys, f"{metric_key_prefix}_{name}") for name, part in rows.items()]
+            return {name: value for part in parts for name, value in part.items()}
+        if not rows:
+            raise ValueError("evaluate: there are no held-out prompts; give it, or the trainer, an eval_dataset")
+        is_own = rows is self.eval_dataset
+        validation = self.validation if is_own else self._validation_on(rows)
+        step, limits = self.state.global_step, self.worker.token_limits
+        with trl_adjustments.whole_policy(self) as policy:
+            enhancements = validation.rewrite(PromptEnhancer(policy, self.processing_class))
         try:
-            arm = self.arms[step] = validation.render_rewrites(enhancements)
+            arm = validation.render_rewrites(enhancements)
         except RuntimeError as error:
             raise RuntimeError(f"{error}{save_now(self)}") from error
-        watch = self.callback(RewardHackingWatch)
-        metrics = validation.metrics(arm) | watch.see_validation(step, self.arms, self.objective, limits)
+        metrics = validation.metrics(arm)
+        if is_own:
+            self.arms[step] = arm
+            metrics |= self.callback(RewardHackingWatch).see_validation(step, self.arms, self.objective, limits)
         if self.accelerator.is_main_process:
-            validation.save(Path(self.args.output_dir) / f"validation_{step}.json", step, arm, metrics)
+            name = f"{'validation' if is_own else metric_key_prefix}_{step}.json"
+            validation.save(Path(self.args.output_dir) / name, step, arm, metrics)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
         Trainer.log(self, metrics)  # TRL's `log` would add the metrics of the training steps, and clear them
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save as TRL does, but without the copy of the adapter that training started from."""
+        """Save as TRL does, and how to decode, but not the copy of the adapter that training started from."""
         super().save_model(output_dir, _internal_call)
+        if self.args.should_save:
+            self.model.generation_config.save_pretrained(output_dir or self.args.output_dir)
         if output_dir in (None, self.args.output_dir) and self.args.should_save:
             shutil.rmtree(Path(self.args.output_dir) / "ref", ignore_errors=True)
 

@@ -117,7 +117,7 @@ def test_the_report_in_a_browser(evaluated, browser):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("--beter", "1"), "unknown arguments: --beter"),
+        (("--beter", "1"), "--beter does not exist"),
         (("--reward_weights", "1", "2"), "reward_weights: 2 weights for 1 reward_funcs"),
     ],
 )

@@ -134,7 +134,9 @@ def test_an_image_beside_a_held_out_prompt_reaches_the_policy(tmp_path):
     Image.new("RGB", (32, 32), "red").save(tmp_path / "red.png")
     rows = [{"user_prompt": "like this", "image": "red.png"}, {"user_prompt": "a red ball", "image": None}]
     (tmp_path / "prompts.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    trainer = make_trainer(tmp_path, StubWorker(), eval_dataset=load_prompts(str(tmp_path / "prompts.jsonl")))
+    trainer = make_trainer(
+        tmp_path, StubWorker(), eval_dataset=load_prompts(str(tmp_path / "prompts.jsonl"), "validation")
+    )
     shown = []
     trainer.model.get_base_model().model.visual.register_forward_hook(lambda *_: shown.append(1))
     trainer.evaluate()

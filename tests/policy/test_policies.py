@@ -27,7 +27,7 @@ from trl.trainer.utils import create_model_from_path
 
 from brushup.config import PromptEnhancerConfig
 from brushup.policy.enhancer import PromptEnhancer
-from brushup.policy.load import check_head, load_policy
+from brushup.policy.load import check_policy, load_policy
 from brushup.prompts.dataset import load_prompts
 from brushup.rewards.registry import parse_rewards
 from brushup.training.trainer import PromptEnhancerTrainer
@@ -147,15 +147,16 @@ def assert_adapter_loads_again(trainer, path, **init):
 
 
 def test_a_head_that_fsdp2_would_train_wrongly_is_refused():
+    args = PromptEnhancerConfig(use_cpu=True, bf16=False)
     config = AutoConfig.from_pretrained(POLICY)
     tied = Qwen2VLForConditionalGeneration(config)
     config.tie_word_embeddings = config.text_config.tie_word_embeddings = False
     untied = Qwen2VLForConditionalGeneration(config)
-    check_head(tied, is_fsdp2=True)
-    check_head(untied, is_fsdp2=False)
+    check_policy(tied, args, is_fsdp2=True)
+    check_policy(untied, args, is_fsdp2=False)
     with pytest.raises(ValueError, match="use_peft: true.* deepspeed_zero3.yaml"):
-        check_head(untied, is_fsdp2=True)
-    check_head(get_peft_model(untied, LoraConfig(target_modules=["q_proj"])), is_fsdp2=True)
+        check_policy(untied, args, is_fsdp2=True)
+    check_policy(get_peft_model(untied, LoraConfig(target_modules=["q_proj"])), args, is_fsdp2=True)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -1,5 +1,7 @@
 """The one parser of an answer: what is drawn when a policy says this."""
 
+import time
+
 import pytest
 
 from brushup.prompts.template import build_messages, parse_answer
@@ -55,6 +57,12 @@ ANSWERS = [
     (f"<think>The user wants a cat. Prompt: a dog?</think>\n{CAT}", CAT),
     (f"The user wants a cat.\n</think>\n\n{CAT}", CAT),
     (f"<think></think>{CAT}", CAT),
+    (f"[THINK]A cat.[/THINK]{CAT}", CAT),
+    (f"<thinking>A cat.</thinking>\n{CAT}", CAT),
+    (f"◁think▷A cat.◁/think▷{CAT}", CAT),
+    (f"<reasoning>A cat.</reasoning><answer>{CAT}</answer>", CAT),
+    ("[THINK]The user wants a cat", None),
+    ("a person [thinking] at a desk", "a person [thinking] at a desk"),
     ("<think>The user wants a cat, so I should", None),
     # markup
     (f"<answer>{CAT}</answer>", CAT),
@@ -83,6 +91,14 @@ def test_prompt_in_answer(answer, prompt):
 
 def test_cut_off_answer_is_malformed():
     assert parse_answer("a fluffy orange cat on a", finished=False) is None
+
+
+@pytest.mark.parametrize("part", [" ", "\n", "prompt ", "*", "<prompt>", "<think>", "```", '"', "1. ", "Sure! "])
+def test_a_long_answer_takes_no_long_time(part):
+    """A policy that has gone astray may write one thing over and over."""
+    start = time.process_time()
+    parse_answer(f"prompt{part * 8000}x")
+    assert time.process_time() - start < 1  # with one pattern that goes back for each character it is 2 to 20 s
 
 
 def test_parsing_twice_changes_nothing():

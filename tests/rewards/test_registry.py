@@ -1,14 +1,18 @@
 """Rewards by name: those of Brushup and your own, and their settings."""
 
 import re
+import sys
+import time
 
 import pytest
+import torch
 from conftest import REPOSITORY
 from PIL import Image
 
 from brushup.config import RewardConfig
 from brushup.rewards import catalog
 from brushup.rewards.combine import Objective
+from brushup.rewards.guard import GuardedImageReward
 from brushup.rewards.registry import (
     REWARDS,
     RewardSpec,
@@ -155,11 +159,14 @@ def test_another_number_of_weights_than_rewards():
         ("return [0.5] * 3", "reward 'mine' returned 3 scores for 2 rewrites"),
         ("return ['good'] * len(prompts)", "reward 'mine' failed: ValueError: could not convert string to float"),
         ("raise KeyError('oops')", "reward 'mine' failed: KeyError: 'oops'"),
+        ("return [None, float('nan')]", "reward 'mine' gave None or NaN to each of 2 rewrites"),
+        ("import sys; sys.exit(3)", "reward 'mine' failed: RuntimeError: it called sys.exit(3)"),
+        ("import time; time.sleep(60)", "reward 'mine' failed: TimeoutError: it did not return within 0.5 s"),
     ],
 )
 def test_a_broken_text_reward_gives_no_scores_and_an_error(tmp_path, body, message):
     (tmp_path / "mine.py").write_text(f"def mine(prompts, completions, **columns):\n    {body}\n")
-    reward = TextReward(RewardSpec(f"{tmp_path}/mine.py:mine"))
+    reward = TextReward(RewardSpec(f"{tmp_path}/mine.py:mine"), timeout=0.5)
     assert reward(completions("a cat", "a dog"), prompts=["", ""]) == [None, None]
     assert reward.error.startswith(message)
 
@@ -172,3 +179,36 @@ def test_the_error_of_a_text_reward_is_that_of_its_last_call(tmp_path):
     assert list(rewards) == ["mine"] == [reward.__name__ for reward in rewards.values()]
     assert rewards["mine"](completions("")) == [None] and "ZeroDivisionError" in rewards["mine"].error
     assert rewards["mine"](completions("four")) == [0.25] and rewards["mine"].error is None
+
+
+def test_a_reward_cannot_change_what_the_others_get(tmp_path):
+    body = "completions[0][0]['content'] = 'x'; completions.pop(); scene[0]['color'] = 'x'; return [1.0, 1.0]"
+    (tmp_path / "mine.py").write_text(f"def mine(completions, scene, **columns):\n    {body}\n")
+    written, scenes = completions("a cat", "a dog"), [{"color": "red"}, {"color": "blue"}]
+    reward = TextReward(RewardSpec(f"{tmp_path}/mine.py:mine"))
+    assert reward(completions=written, scene=scenes) == [1.0, 1.0]
+    assert written == completions("a cat", "a dog") and scenes == [{"color": "red"}, {"color": "blue"}]
+
+
+def test_an_image_reward_cannot_hang_exit_or_change_what_the_others_get():
+    def spoil(images, user_prompts, prompts):
+        images[0].paste("black", (0, 0, 4, 4))
+        images[1].zero_()
+        del images[0], prompts[:]
+        return [1.0]
+
+    image, pixels, prompts = Image.new("RGB", (4, 4), "red"), torch.ones(3, 4, 4), ["a", "b"]
+    images = [image, pixels]
+    assert GuardedImageReward(spoil, 5)(images, prompts, prompts) == [1.0]
+    assert len(images) == len(prompts) == 2 and image.getpixel((0, 0)) == (255, 0, 0) and pixels.min() == 1
+    with pytest.raises(RuntimeError, match=r"it called sys.exit\('bye'\)"):
+        GuardedImageReward(lambda *_: sys.exit("bye"), 5)([], [], [])
+    with pytest.raises(TimeoutError, match=r"it did not return within 0.1 s \(worker_timeout\)"):
+        GuardedImageReward(lambda *_: time.sleep(60), 0.1)([], [], [])
+
+
+@pytest.mark.parametrize("line", ["import sys; sys.exit(2)", "1 / 0", "def mine(:"])
+def test_a_file_that_cannot_be_run_is_named(tmp_path, line):
+    (tmp_path / "mine.py").write_text(line)
+    with pytest.raises(ValueError, match=r"cannot load '.*mine.py:mine': (SystemExit|ZeroDivisionError|SyntaxError)"):
+        resolve(f"{tmp_path}/mine.py:mine")

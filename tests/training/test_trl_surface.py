@@ -37,7 +37,7 @@ CALLED = {
 ATTRIBUTES = (
     *("_step", "_tokenizer", "_dist", "eos_token_ids", "mask_truncated_completions", "num_iterations", "temperature"),
     *("generation_config", "generation_kwargs", "use_vllm", "use_transformers_continuous_batching", "reward_weights"),
-    *("reward_funcs", "model_wrapped", "processing_class", "_logs"),
+    *("reward_funcs", "model_wrapped", "processing_class", "_logs", "_metrics"),
 )
 GENERATE_RETURNS = (
     "return prompt_ids, completion_ids, tool_mask, completions, logprobs, extra_fields, images, tool_images"
