@@ -66,7 +66,7 @@ RANGES = {  # of numbers, as mathematicians write intervals; lists of numbers: o
 }
 
 
-TAKE_BOOL = ("scale_rewards",)  # TRL says it is a text, and takes true and false
+TAKE_BOOL = ("scale_rewards", "resume_from_checkpoint")  # they are called texts, and take true and false
 
 
 def check_settings(config: Any, *mappings: str) -> None:
@@ -84,7 +84,7 @@ def check_settings(config: Any, *mappings: str) -> None:
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
-        if value is None and default is None or field.init is False:
+        if value is None or not field.init:
             continue
         if value is not default:
             value = _converted(field.name, value, hints[field.name])

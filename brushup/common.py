@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
+from accelerate.utils import parse_flag_from_env
 from PIL import Image
 from transformers.integrations import deepspeed as hf_deepspeed
 
@@ -16,8 +17,15 @@ MAX_PROMPT_CHARS = 8_000
 THUMBNAIL_PIXELS = 256  # the longer side of an image that is kept to look at
 
 
+def cpu_only() -> bool:
+    """Return whether Accelerate was told to leave GPUs alone: `use_cpu: true` of its file, and of a run."""
+    return parse_flag_from_env("ACCELERATE_USE_CPU")
+
+
 def default_device() -> str:
-    """Return "cuda" if there is a GPU, else "mps" on a Mac, else "cpu"."""
+    """Return "cuda" if there is a GPU, else "mps" on a Mac, else "cpu"; "cpu" if it is `cpu_only`."""
+    if cpu_only():
+        return "cpu"
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"

@@ -1,5 +1,6 @@
 """The settings that Brushup adds to TRL's: each is a YAML key and a flag. Whole examples: recipes/*.yaml."""
 
+import os
 import re
 from dataclasses import MISSING, dataclass, field
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 from trl import GRPOConfig
 
 from brushup.checks import check_settings
-from brushup.common import default_device
+from brushup.common import cpu_only, default_device
 
 
 def masked(settings: Any) -> Any:
@@ -251,6 +252,9 @@ class PromptEnhancerConfig(ScoringConfig, GRPOConfig):
             raise ValueError(f"lookahead: {self.lookahead} is now called max_staleness: {self.lookahead}")
         if self.reward_hacking_window == 1:
             raise ValueError("reward_hacking_window: 1 is neither 0 nor at least 2")
+        # transformers would take a GPU that accelerate was told to leave alone, and the other way round.
+        self.use_cpu = self.use_cpu or cpu_only()
+        os.environ["ACCELERATE_USE_CPU"] = str(self.use_cpu).lower()
         GRPOConfig.__post_init__(self)
 
     def to_dict(self) -> dict[str, Any]:

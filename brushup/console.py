@@ -6,12 +6,15 @@ import sys
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
+from typing import NoReturn
 
 import datasets
 import huggingface_hub
 import transformers
 from accelerate import PartialState
 from tqdm.auto import tqdm
+
+from brushup.flags import say_after_launcher
 
 
 terminal = logging.getLogger("terminal")  # the terminal's lines, for the log file only
@@ -50,16 +53,24 @@ def log_to_file(path: Path, secrets: Iterable[str | None] = ()) -> None:
         logging.getLogger(name).propagate = False  # transformers sets it where CI is set: each line would come twice
     # Not of diffusers, which warns of every prompt that CLIP cuts: `render/tokens_cut` counts them.
     logging.getLogger("transformers").setLevel(logging.WARNING)
-    logging.getLogger("brushup").setLevel(logging.INFO)
+    logging.getLogger("brushup").setLevel(logging.INFO if state.is_main_process else logging.ERROR)
     terminal.setLevel(logging.INFO)
     show_error = sys.excepthook
 
     def log_error(kind, error, trace):
         terminal.error("the run ends with an error", exc_info=(kind, error, trace))
         show_error(kind, error, trace)
+        say_after_launcher(f"{kind.__name__}: {error}")
 
     sys.excepthook = log_error
     terminal.info(" ".join(sys.argv))
+
+
+def end_run(text: str, status: int) -> NoReturn:
+    """Say how the run ended, and what to do; then end the program with this exit status."""
+    say(text)
+    say_after_launcher(text)
+    raise SystemExit(status)
 
 
 class WithoutSecrets(logging.Formatter):

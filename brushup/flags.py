@@ -5,17 +5,22 @@ PyTorch and TRL take ten seconds to import. So the names are read from the sourc
 
 import argparse
 import ast
+import copy
 import difflib
 import importlib.util
+import logging
 import os
+import re
+import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+import psutil
 import yaml
 
 
@@ -38,6 +43,7 @@ def answer_at_once(doc: str, *classes: str) -> None:
         doc: the recipe's docstring; the help begins with it.
         classes: the names of the dataclasses whose fields are flags, ours or TRL's.
     """
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # its import speaks of kernels that a CPU lacks
     groups = _read_fields(classes)
     known = ["config", *(name for fields in groups.values() for name in fields)]
     parser = _parser(doc, groups)
@@ -48,20 +54,35 @@ def answer_at_once(doc: str, *classes: str) -> None:
     for word in words:
         name = word.split("=")[0].removeprefix("--").replace("-", "_")
         if word.startswith("--") and not any(full.startswith((name, name.removeprefix("no_"))) for full in known):
-            parser.error(_unknown(f"--{name}", name, known))
+            _refuse(parser, _unknown(f"--{name}", name, known))
     try:
         keys = read_settings_file(words)
     except (OSError, ValueError) as error:
-        parser.error(str(error))
+        _refuse(parser, str(error))
     known = ["env", *(name for fields in _read_fields(ALL).values() for name in fields)]
     for key in keys:
         if key not in known:
-            parser.error(_unknown(f"{_config_path(words)}: the key {key}", str(key), known))
+            _refuse(parser, _unknown(f"{_config_path(words)}: the key {key}", str(key), known))
+
+
+def say_after_launcher(text: str) -> None:
+    """Write the text to standard error once the launcher of this process has ended, on the main process only.
+
+    `accelerate launch` ends a run that failed with a traceback of itself: the text would be far above it.
+    """
+    launcher = psutil.Process(os.getppid())
+    is_launched = re.search(r"accelerate|torchrun|torch\.distributed|deepspeed", " ".join(launcher.cmdline()[:4]))
+    if is_launched and os.environ.get("RANK", "0") == "0":
+        program = (
+            "import psutil, sys; psutil.wait_procs([psutil.Process(int(sys.argv[1]))], timeout=60); "
+            "print('\\n' + sys.argv[2], file=sys.stderr)"
+        )
+        subprocess.Popen([sys.executable, "-c", program, str(launcher.pid), text], start_new_session=True)
 
 
 def parse(*classes: type) -> tuple[Any, ...]:
     """Return a dataclass of each class from the flags and the settings file; end the program if a value is wrong."""
-    from trl import TrlParser
+    from trl import GRPOConfig, TrlParser
 
     from brushup.checks import check_settings
 
@@ -71,11 +92,13 @@ def parse(*classes: type) -> tuple[Any, ...]:
             return_remaining_strings=True, separate_remaining_strings=True
         )
         for config in configs:
-            check_settings(config)  # TRL's do not check themselves
+            if not isinstance(config, GRPOConfig) and type(config).__module__.startswith("trl"):
+                check_settings(copy.copy(config))  # ours check themselves
     except ValueError as error:
+        say_after_launcher(f"error: {error}")
         sys.exit(f"error: {error}")
     if unknown:
-        parser.error(f"unknown arguments: {' '.join(unknown)}")
+        _refuse(parser, f"unknown arguments: {' '.join(unknown)}")
     return tuple(configs)
 
 
@@ -107,6 +130,11 @@ def _config_path(words: list[str]) -> str | None:
         if word.startswith("--config="):
             return word.split("=", 1)[1]
     return None
+
+
+def _refuse(parser: argparse.ArgumentParser, text: str) -> NoReturn:
+    say_after_launcher(text)
+    parser.error(text)
 
 
 def _unknown(what: str, name: str, known: list[str]) -> str:

@@ -30,6 +30,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
 
+from brushup.common import cpu_only
 from brushup.config import EvaluationConfig, PromptConfig, RenderConfig
 from brushup.console import quiet_libraries, say, serve_command
 from brushup.evaluation.arm import STATIC_SUFFIX, Arm
@@ -49,6 +50,7 @@ UNTRAINED_ARMS = ("original", "static", "untrained")
 
 def main(prompts: PromptConfig, render: RenderConfig, args: EvaluationConfig) -> None:
     start = time.time()
+    PartialState(cpu=cpu_only())
 
     # Prompts and rewards are checked before any model is loaded.
     rows = list(load_prompts(prompts.validation_prompts, "validation", prompts.prompt_column, prompts.skip_bad_rows))

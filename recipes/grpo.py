@@ -38,7 +38,7 @@ from transformers.trainer_pt_utils import get_model_param_count
 from trl import ModelConfig
 
 from brushup.config import DataConfig, PromptEnhancerConfig, RenderConfig
-from brushup.console import log_to_file, quiet_libraries, say, serve_command
+from brushup.console import end_run, log_to_file, quiet_libraries, say, serve_command
 from brushup.evaluation.arm import before_after_sheet
 from brushup.evaluation.compare import results_table
 from brushup.evaluation.results import Results
@@ -51,7 +51,7 @@ from brushup.render.job import Worker
 from brushup.render.service.launch import get_worker
 from brushup.rewards.registry import RewardSpec, check_image_count, parse_rewards, resolve
 from brushup.training.callbacks import ParametersMustChange, StopOnSignal, TrainingProgress, ValidateAtTheEnd
-from brushup.training.checkpoints import last_checkpoint, load_arms
+from brushup.training.checkpoints import RunMark, is_whole, last_checkpoint, load_arms
 from brushup.training.cost import Cost
 from brushup.training.hacking_watch import RewardHackingWatch
 from brushup.training.tracking import Tracking, check_trackers
@@ -63,7 +63,7 @@ def main(data: DataConfig, render: RenderConfig, args: PromptEnhancerConfig, mod
     log_to_file(Path(args.output_dir) / "train.log", secrets=[args.hub_token])
 
     # Prompts, rewards, checkpoint: names and rows are checked before any model is loaded.
-    train_prompts, validation_prompts = load_all_prompts(data, args.seed)
+    train_prompts, validation_prompts = load_all_prompts(data, args)
     rewards = check_settings(args)
     checkpoint = find_checkpoint(args)
     repo_id = open_repo(args)  # a wrong name or a missing right shows now, and not after hours
@@ -88,7 +88,7 @@ def main(data: DataConfig, render: RenderConfig, args: PromptEnhancerConfig, mod
         train_dataset=train_prompts,
         eval_dataset=validation_prompts,
         processing_class=processor,
-        callbacks=[TrainingProgress(), ParametersMustChange(), ValidateAtTheEnd()],
+        callbacks=[RunMark(), TrainingProgress(), ParametersMustChange(), ValidateAtTheEnd()],
         **policy,
     )
     trainer.add_callback(Cost(trainer))
@@ -104,9 +104,11 @@ def main(data: DataConfig, render: RenderConfig, args: PromptEnhancerConfig, mod
     trainer.train(resume_from_checkpoint=checkpoint)
     if stop.received:
         checkpoint = last_checkpoint(args.output_dir)
-        say(f"stopped by {stop.received.name} after step {trainer.state.global_step}; go on with")
-        say(f"    --resume_from_checkpoint {checkpoint}")
-        raise SystemExit(128 + stop.received)
+        end_run(
+            f"stopped by {stop.received.name} after step {trainer.state.global_step}; go on with\n"
+            f"    --resume_from_checkpoint {checkpoint}",
+            128 + stop.received,
+        )
     trainer.save_model(args.output_dir)
     trainer.save_state()  # the log, for the report
 
@@ -118,12 +120,23 @@ def main(data: DataConfig, render: RenderConfig, args: PromptEnhancerConfig, mod
     publish_or_explain(trainer, repo_id)
 
 
-def load_all_prompts(data: DataConfig, seed: int) -> tuple[Dataset, Dataset]:
-    """Return the prompts to train on, in the order asked for, and the held-out prompts."""
+def load_all_prompts(data: DataConfig, args: PromptEnhancerConfig) -> tuple[Dataset, Dataset]:
+    """Return the prompts to train on, in the order asked for, and the held-out prompts.
+
+    Raises:
+        ValueError: as `load_prompts`; or there are fewer prompts than one batch needs, so nothing would be trained.
+    """
     settings = {"prompt_column": data.prompt_column, "skip_bad_rows": data.skip_bad_rows}
     train_prompts = load_prompts(data.train_prompts, "train", **settings, max_samples=data.max_train_samples)
     if data.balance_by or data.curriculum:
-        train_prompts = order_rows(train_prompts, data.balance_by, data.curriculum, seed)
+        train_prompts = order_rows(train_prompts, data.balance_by, data.curriculum, args.seed)
+    needed = args.generation_batch_size // args.num_generations
+    if len(train_prompts) < needed:
+        raise ValueError(
+            f"train_prompts: {len(train_prompts)} prompts, but a batch takes {needed} (generation_batch_size "
+            f"{args.generation_batch_size} / num_generations {args.num_generations}): add prompts, or lower "
+            "per_device_train_batch_size or steps_per_generation"
+        )
     return train_prompts, load_prompts(data.validation_prompts, "validation", **settings)
 
 
@@ -143,8 +156,13 @@ def check_settings(args: PromptEnhancerConfig) -> list[RewardSpec]:
 
 def find_checkpoint(args: PromptEnhancerConfig) -> str | None:
     """Return the checkpoint to go on from; None to start anew."""
-    if args.resume_from_checkpoint != "true":
-        return args.resume_from_checkpoint
+    asked = args.resume_from_checkpoint
+    if asked in (None, False, "false"):
+        return None
+    if asked not in (True, "true"):
+        if not is_whole(Path(asked)):
+            raise ValueError(f"resume_from_checkpoint: {asked} is no checkpoint, or it was not written to its end")
+        return asked
     checkpoint = last_checkpoint(args.output_dir)
     say(f"going on from {checkpoint}" if checkpoint else f"no checkpoint in {args.output_dir} yet: starting anew")
     return checkpoint
@@ -216,21 +234,21 @@ def publish_or_explain(trainer: PromptEnhancerTrainer, repo_id: str | None) -> N
     """Push the run to the Hub if it was asked for; if that fails, end the program and say how to go on."""
     args, state = trainer.args, trainer.state
     if args.stop_on_reward_hacking and trainer.callback(RewardHackingWatch).signs:
-        say(
+        end_run(
             f"stopped by stop_on_reward_hacking after step {state.global_step} of {state.max_steps}; nothing is "
             "pushed. Mend the rewards and train anew, or go on as it is with\n    --stop_on_reward_hacking false "
-            f"--resume_from_checkpoint {last_checkpoint(args.output_dir)}"
+            f"--resume_from_checkpoint {last_checkpoint(args.output_dir)}",
+            1,
         )
-        raise SystemExit(1)
     if repo_id and PartialState().is_main_process:
         try:
             say(f"pushed to {publish(args.output_dir, repo_id)}")
         except Exception as error:
-            say(
+            end_run(
                 f"not pushed: {error}\nThe run is whole, in {args.output_dir}. Once that is settled:\n"
-                f"    python recipes/publish.py --output_dir {args.output_dir} --hub_model_id {repo_id}"
+                f"    python recipes/publish.py --output_dir {args.output_dir} --hub_model_id {repo_id}",
+                1,
             )
-            raise SystemExit(1) from error
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
 """Loading of the policy that TRL's `ModelConfig` names: a model, or an adapter that training goes on with."""
 
 import json
+import logging
 import re
 import warnings
 from contextlib import suppress
 from typing import Any
 
-from accelerate.logging import get_logger
 from peft import PeftConfig, PeftModel
 from safetensors import SafetensorError
 from transformers import AutoProcessor, BitsAndBytesConfig, GenerationConfig, PreTrainedModel
@@ -19,7 +19,7 @@ from brushup.config import PromptEnhancerConfig
 from brushup.policy.chat import Processor, prepare_processor
 
 
-logger = get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 
 def load_policy(model: ModelConfig, args: PromptEnhancerConfig) -> dict[str, Any]:
@@ -205,7 +205,10 @@ def load_processor(name: str, revision: str | None = None, trust_remote_code: bo
         processor = AutoProcessor.from_pretrained(name, revision=revision, **settings)
     except (OSError, ValueError, KeyError) as error:
         if not base:
-            raise OSError(f"{name}: its tokenizer or processor cannot be loaded: {_first_lines(error)}") from error
+            raise OSError(
+                f"{name!r} is no folder here with a model, and no model on the Hub, or it lacks a tokenizer: "
+                f"{_first_lines(error)}"
+            ) from error
         processor = AutoProcessor.from_pretrained(base, **settings)
     prepare_processor(processor)
     return processor

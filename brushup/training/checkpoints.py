@@ -1,26 +1,73 @@
 """Checkpoints: where a run goes on, and saving one when a run has to stop."""
 
+import json
+import re
+import uuid
 from pathlib import Path
+from typing import Any
 
 from accelerate.utils import broadcast_object_list
-from transformers import Trainer, TrainerState
+from transformers import Trainer, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_callback import ExportableState
 
 from brushup.evaluation.arm import Arm
 from brushup.evaluation.validation import Validation
 
 
+RUN_ID = "run_id"  # a file in output_dir
+NO_MARK = {"args": {"run_id": None}}  # checkpoints from before 2026-12
+
+
+class RunMark(TrainerCallback, ExportableState):
+    """Marks the checkpoints of a run: a later run in the same folder does not go on from them.
+
+    Args:
+        run_id: default: a new one. transformers restores that of a checkpoint.
+    """
+
+    def __init__(self, run_id: str | None = None):
+        self.run_id = run_id or uuid.uuid4().hex
+
+    def state(self) -> dict[str, Any]:
+        return {"args": {"run_id": self.run_id}, "attributes": {}}
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if state.is_world_process_zero:
+            Path(args.output_dir, RUN_ID).write_text(self.run_id)
+
+
+def is_whole(checkpoint: Path) -> bool:
+    """Return whether a checkpoint was written to its end: a killed run leaves `trainer_state.json` out, or cut off."""
+    return _state_of(checkpoint) is not None
+
+
 def last_checkpoint(output_dir: str | Path) -> str | None:
-    """Return the newest whole checkpoint; one that a killed run left half written lacks its `trainer_state.json`."""
-    whole = [file.parent for file in Path(output_dir).glob(f"checkpoint-*/{TRAINER_STATE_NAME}")]
-    return str(max(whole, key=lambda folder: int(folder.name.split("-")[1]))) if whole else None
+    """Return the newest whole checkpoint of the run that was last in the folder; None if it has none."""
+    mark = Path(output_dir, RUN_ID)
+    run_id = mark.read_text() if mark.is_file() else None
+    steps = {}
+    for folder in Path(output_dir).glob("checkpoint-*"):
+        number = re.fullmatch(r"checkpoint-(\d+)", folder.name)
+        state = _state_of(folder) if number else None
+        callbacks = (state or {}).get("stateful_callbacks", {})
+        if state is not None and callbacks.get("RunMark", NO_MARK)["args"]["run_id"] == run_id:
+            steps[int(number[1])] = str(folder)
+    return steps[max(steps)] if steps else None
+
+
+def _state_of(checkpoint: Path) -> dict[str, Any] | None:
+    try:
+        return json.loads((checkpoint / TRAINER_STATE_NAME).read_text())
+    except (OSError, ValueError):
+        return None
 
 
 def save_now(trainer: Trainer) -> str:
     """Save a checkpoint of the last finished step, on all ranks together, and return how to go on from it."""
     step = trainer.state.global_step
     folder = Path(trainer.args.output_dir) / f"checkpoint-{step}"
-    exists = broadcast_object_list([folder.is_dir()])[0]
+    exists = broadcast_object_list([last_checkpoint(trainer.args.output_dir) == str(folder)])[0]
     if step and not exists:
         trainer._save_checkpoint(trainer.model, trial=None)
     return f". Go on later with --resume_from_checkpoint {folder}" if step else ""
@@ -28,8 +75,7 @@ def save_now(trainer: Trainer) -> str:
 
 def load_arms(checkpoint: Path, validation: Validation) -> dict[int, Arm]:
     """Return the outcomes, by step, of the validations before this checkpoint, from the files beside it."""
-    state = checkpoint / TRAINER_STATE_NAME
-    step = TrainerState.load_from_json(state).global_step if state.is_file() else 0
+    step = (_state_of(checkpoint) or {"global_step": 0})["global_step"]
     files = {int(file.stem.split("_")[1]): file for file in checkpoint.parent.glob("validation_*.json")}
     arms = {before: validation.load(file) for before, file in files.items() if before < step}
     return {before: arm for before, arm in arms.items() if arm}

@@ -1,11 +1,11 @@
 """The watch for reward hacking while a policy trains."""
 
+import logging
 import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from accelerate.logging import get_logger
 from scipy.stats import ttest_ind
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
@@ -16,7 +16,7 @@ from brushup.rewards.combine import Objective
 from brushup.training.scoring import ScoredBatch
 
 
-logger = get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 P_VALUE = 1e-5  # of one-sided t-tests; small, since at each step the best of all windows before is picked
 

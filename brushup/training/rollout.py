@@ -1,5 +1,6 @@
 """A rollout: the completions of a generation batch, on their way to the worker and back with their scores."""
 
+import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -9,13 +10,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate.logging import get_logger
 from trl.data_utils import prepare_multimodal_messages
 
 from brushup.render.job import RenderJob, RenderResult, mean_scores
 
 
-logger = get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 
 class ImageReward:

@@ -1,5 +1,6 @@
 """A generation batch with its rewards: the values to train on, the failure limit, and the metrics."""
 
+import logging
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -7,7 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from accelerate.logging import get_logger
 from accelerate.utils import gather, gather_object
 from trl import GRPOTrainer
 
@@ -16,7 +16,7 @@ from brushup.rewards.combine import Objective
 from brushup.training.rollout import RenderedRows, Rollout
 
 
-logger = get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 
 @dataclass

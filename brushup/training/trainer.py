@@ -94,6 +94,8 @@ class PromptEnhancerTrainer(GRPOTrainer):
         return next(callback for callback in self.callback_handler.callbacks if type(callback) is kind)
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
+        if self.state.global_step >= self.state.max_steps:  # resumed after its last step
+            return [], None
         if epoch_iterator is not self._source:
             self._source, self._stream = epoch_iterator, deque()
             self._rollouts, self._token_counts = deque(), {}  # of a training that was stopped before

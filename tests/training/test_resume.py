@@ -7,11 +7,15 @@ import time
 
 import pandas
 import pytest
+import torch
 from safetensors.torch import load_file
+from transformers import TrainerCallback
 
-from brushup.training.checkpoints import last_checkpoint
+from brushup.training.callbacks import ParametersMustChange
+from brushup.training.checkpoints import RunMark, last_checkpoint, save_now
 from support.launching import RECIPE, TWO_CPU_RANKS, on_two_cpus, recipe, run, start, wait_for
 from support.short_run import STEPS, flags
+from support.training import StubWorker, make_trainer
 
 
 def steps_of(out) -> dict[int, list]:
@@ -91,12 +95,59 @@ def test_two_ranks_stop_at_the_same_step(tmp_path):
 
 def test_a_checkpoint_that_was_killed_while_it_was_written_does_not_count(tmp_path):
     assert last_checkpoint(str(tmp_path)) is None and last_checkpoint(str(tmp_path / "nowhere")) is None
-    for step in (9, 10, 11):
-        (tmp_path / f"checkpoint-{step}").mkdir()
-        (tmp_path / f"checkpoint-{step}" / "adapter_model.safetensors").touch()
-    for step in (9, 10):
-        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").touch()
+    for name in (
+        "checkpoint-9",
+        "checkpoint-10",
+        "checkpoint-11",
+        "checkpoint-12",
+        "checkpoint-12.bak",
+        "checkpoint-best",
+    ):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "adapter_model.safetensors").touch()
+        (tmp_path / name / "trainer_state.json").write_text('{"global_step": 9}')
+    (tmp_path / "checkpoint-11" / "trainer_state.json").unlink()
+    (tmp_path / "checkpoint-12" / "trainer_state.json").write_text("")
     assert last_checkpoint(str(tmp_path)) == str(tmp_path / "checkpoint-10")
+
+
+def test_a_run_knows_its_checkpoints_from_those_of_another_run_in_the_folder(tmp_path):
+    options = {"save_strategy": "steps", "save_steps": 2, "max_steps": 2}
+    first, second = (make_trainer(tmp_path, StubWorker(), **options) for _ in range(2))
+    first.add_callback(RunMark())
+    first.train()
+    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-2")
+    second.add_callback(RunMark())
+    second.add_callback(StopAfter(1))
+    second.train()
+    assert last_checkpoint(tmp_path) is None
+    assert save_now(second).endswith(f"--resume_from_checkpoint {tmp_path / 'checkpoint-1'}")
+    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-1")
+    third = make_trainer(tmp_path, StubWorker(), **options)
+    third.add_callback(RunMark())
+    third.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-2")
+
+
+class StopAfter(TrainerCallback):
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_training_stop |= state.global_step >= self.step
+
+
+@pytest.mark.parametrize("scheduler", ["linear", "constant"])
+def test_a_finished_run_that_is_resumed_trains_no_further(tmp_path, scheduler):
+    options = {"save_strategy": "steps", "save_steps": 2, "max_steps": 2, "lr_scheduler_type": scheduler}
+    make_trainer(tmp_path, StubWorker(), **options).train()
+    resumed = make_trainer(tmp_path, StubWorker(), **options)
+    resumed.add_callback(ParametersMustChange())
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert resumed.state.global_step == 2 and not resumed.worker.batches
+    saved = load_file(tmp_path / "checkpoint-2" / "adapter_model.safetensors")
+    now = {name.replace(".default", ""): weight for name, weight in resumed.model.named_parameters() if "lora" in name}
+    assert saved.keys() == now.keys() and all(torch.equal(now[name], weight) for name, weight in saved.items())
 
 
 @pytest.mark.slow
