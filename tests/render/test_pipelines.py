@@ -85,15 +85,6 @@ def test_pixels_that_stay_on_the_device_are_those_of_numpy(renderers, name, monk
     assert difference(pixels, renderer.render(JOBS)) == 0
 
 
-def test_a_pipeline_that_makes_other_pixels_is_asked_for_numpy(monkeypatch):
-    """Kandinsky's "pt" is -1..1; it has no `vae`."""
-    monkeypatch.setattr(
-        "brushup.render.renderer.load_pipeline",
-        lambda *_: SimpleNamespace(components={}, __call__=lambda prompt: prompt),
-    )
-    assert Renderer(RenderConfig("kandinsky", render_device="cpu")).output_type == "np"
-
-
 def test_sd3_without_t5(load, renderers):
     without = load("sd3", generator_init_kwargs=WITHOUT_T5)
     assert difference(without.render(JOBS), renderers["sd3"].render(JOBS)) > 5
