@@ -20,7 +20,13 @@ PROMPTS = (LONG_PROMPT, "a cat")
 SEEDS = (1, 2)
 SMALL = 256
 STEPS = 2  # after the last step of a scheduler no noise is added: unseeded noise shows from two steps on
-TOLERANCE = {torch.float32: 2.0, torch.bfloat16: 8.0, torch.float16: 4.0}  # of 255, by the dtype of the models
+# Of 255 a channel. In float32 it is the renderer's promise. In 16 bits rounding depends on the model: with tiny models
+# of 34 classes in bfloat16 on a CPU, the batch of two changed an image by 0 to 7.5, and other images in it changed it by
+# no more than 1.5 beyond; the leaks changed it by 13 to 241, and had a rounding of 0 to 2. So twice the rounding of
+# this very pipeline is allowed, measured with a prompt beside itself; a rounding so large that a leak could hide in it
+# is not, since to render less at once costs only time.
+TOLERANCE = 2.0
+LARGEST_TOLERANCE = 16.0
 
 # These hold by tests/render/test_isolation.py, with schedulers that add no noise; they are not checked at load.
 ISOLATED_PIPELINES = (
@@ -76,7 +82,7 @@ class IsolationCheck:
         self.output_type = output_type
         self.modes = modes
         self.trial_kwargs = small(pipeline, render_kwargs)
-        self.tolerance = TOLERANCE.get(pipeline.dtype, TOLERANCE[torch.bfloat16])
+        self.is_exact = pipeline.dtype == torch.float32
         self.images = 0
 
     def run(self) -> Sharing:
@@ -164,7 +170,7 @@ class IsolationCheck:
                 f"generator: {self.name} returns pixels outside 0..1, from {first.min()} to {first.max()}"
             )
         self.repetition = difference(first, self._call([LONG_PROMPT], 1, [SEEDS[0]])[0])
-        if self.repetition > TOLERANCE[torch.bfloat16]:
+        if self.repetition > (TOLERANCE if self.is_exact else LARGEST_TOLERANCE):
             scheduler = type(getattr(self.pipeline, "scheduler", None)).__name__
             raise ValueError(
                 f"scheduler: {self.name} with {scheduler} gave two images of the same prompt and seed, "
@@ -190,16 +196,19 @@ class IsolationCheck:
 
     def _find_sharing(self, alone: list[torch.Tensor]) -> tuple[Sharing, str]:
         """Return the first mode whose images are those rendered alone, and why not an earlier one."""
-        reason = ""
+        reason, tolerance = "", TOLERANCE
         for mode in self.modes[:-1]:
             try:
+                if mode == self.modes[0] and not self.is_exact:
+                    pair = difference(self._call([LONG_PROMPT] * 2, 1, list(SEEDS)), torch.stack(alone[: len(SEEDS)]))
+                    tolerance = min(max(TOLERANCE, 2 * pair), LARGEST_TOLERANCE)
                 apart = self._compare(mode, alone)
             except OutOfMemory as error:
                 why = f"out of memory when it rendered {mode}: {error}"
             except Exception as error:
                 why = f"it cannot render {mode}: {type(error).__name__}: {error}"[:300]
             else:
-                if apart <= self.tolerance:
+                if apart <= tolerance:
                     return mode, reason
                 why = f"rendered {mode}, an image is up to {apart:.0f} of 255 off the same one rendered alone"
             reason = reason or why

@@ -189,8 +189,8 @@ def find_tokenizers(
         if name != "clip" and max_sequence_length:
             limit = max_sequence_length
         elif limit >= VERY_LARGE_INTEGER:  # its files name no limit
-            limit = getattr(pipeline, f"{part}_max_length", None)
-            if limit is None:
+            limit = getattr(pipeline, f"{part}_max_length", limit)
+            if limit >= VERY_LARGE_INTEGER:
                 continue
         if name in found and found[name][1] != limit:
             name = part

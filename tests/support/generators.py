@@ -74,9 +74,9 @@ def t5_tokenizer() -> T5Tokenizer:
     return T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=512)
 
 
-def t5() -> T5EncoderModel:
+def t5(vocab_size: int = 128) -> T5EncoderModel:
     return T5EncoderModel(
-        T5Config(vocab_size=128, d_model=TEXT_WIDTH, d_kv=8, d_ff=TEXT_WIDTH, num_layers=1, num_heads=2)
+        T5Config(vocab_size=vocab_size, d_model=TEXT_WIDTH, d_kv=8, d_ff=TEXT_WIDTH, num_layers=1, num_heads=2)
     )
 
 
