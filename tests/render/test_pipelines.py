@@ -18,7 +18,7 @@ from brushup.render.job import RenderJob
 from brushup.render.pipeline import FROM_PRETRAINED_ARGUMENTS, find_denoiser, limit_gpu_memory, place
 from brushup.render.renderer import Renderer, RenderFailure
 from brushup.render.worker import LocalWorker
-from support.generators import BUILDERS, CALL, CALL_OF, save_generator
+from support.generators import BUILDERS, CALL, CALL_OF, difference, save_generator
 
 
 SHORT = "a big red circle"
@@ -55,13 +55,6 @@ def load(generator):
 def renderers(load):
     """A renderer of each pipeline as it is."""
     return {name: load(name) for name in BUILDERS}
-
-
-def difference(pictures: list[Image.Image], others: list[Image.Image]) -> float:
-    """The largest difference of a channel, of 255."""
-    return max(
-        abs(np.asarray(a).astype(int) - np.asarray(b).astype(int)).max() for a, b in zip(pictures, others, strict=True)
-    )
 
 
 # --------------------------------------------------------------------------------------------------------- drawing

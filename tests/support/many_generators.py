@@ -24,7 +24,6 @@ from diffusers import (
     CogView4Transformer2DModel,
     DDIMScheduler,
     DDPMScheduler,
-    DDPMWuerstchenScheduler,
     DiffusionPipeline,
     FlowMatchEulerDiscreteScheduler,
     Flux2KleinPipeline,
@@ -63,15 +62,12 @@ from diffusers import (
     SanaSprintPipeline,
     SanaTransformer2DModel,
     SCMScheduler,
-    StableCascadeCombinedPipeline,
-    StableCascadeUNet,
     StableUnCLIPPipeline,
     UNet2DConditionModel,
     VQModel,
     ZImagePipeline,
     ZImageTransformer2DModel,
 )
-from diffusers.pipelines.deprecated.wuerstchen import PaellaVQModel
 from diffusers.pipelines.stable_diffusion.stable_unclip_image_normalizer import StableUnCLIPImageNormalizer
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import (
@@ -798,45 +794,6 @@ def stable_unclip() -> StableUnCLIPPipeline:
     )
 
 
-def stable_cascade() -> StableCascadeCombinedPipeline:
-    prior = StableCascadeUNet(
-        conditioning_dim=32,
-        block_out_channels=(32, 32),
-        num_attention_heads=(2, 2),
-        down_num_layers_per_block=(1, 1),
-        up_num_layers_per_block=(1, 1),
-        switch_level=(False,),
-        clip_text_in_channels=TEXT_WIDTH,
-        clip_text_pooled_in_channels=TEXT_WIDTH,
-    )
-    plain = ("SDCascadeResBlock", "SDCascadeTimestepBlock")
-    decoder = StableCascadeUNet(
-        in_channels=4,
-        out_channels=4,
-        conditioning_dim=32,
-        block_out_channels=(16, 32),
-        num_attention_heads=(-1, 2),
-        down_num_layers_per_block=(1, 1),
-        up_num_layers_per_block=(1, 1),
-        down_blocks_repeat_mappers=(1, 1),
-        up_blocks_repeat_mappers=(1, 1),
-        block_types_per_layer=(plain, (*plain, "SDCascadeAttnBlock")),
-        clip_text_pooled_in_channels=TEXT_WIDTH,
-        dropout=(0.0, 0.0),
-    )
-    return StableCascadeCombinedPipeline(
-        tokenizer=clip_tokenizer(),
-        text_encoder=CLIPTextModelWithProjection(clip_text_config()),
-        decoder=decoder,
-        scheduler=DDPMWuerstchenScheduler(),
-        vqgan=PaellaVQModel(bottleneck_blocks=1, num_vq_embeddings=2, embed_dim=32),
-        prior_prior=prior,
-        prior_text_encoder=CLIPTextModelWithProjection(clip_text_config()),
-        prior_tokenizer=clip_tokenizer(),
-        prior_scheduler=DDPMWuerstchenScheduler(),
-    )
-
-
 SQUARE = {"height": 32, "width": 32}
 AS_ASKED = {**SQUARE, "use_resolution_binning": False}
 CLEAN = {**AS_ASKED, "clean_caption": False}
@@ -874,7 +831,6 @@ BUILDERS = {
     "SanaPAGPipeline": (sana, SANA),
     "SanaPipeline": (sana, SANA),
     "SanaSprintPipeline": (sana_sprint, SANA),
-    "StableCascadeCombinedPipeline": (stable_cascade, {"height": 128, "width": 128, "prior_num_inference_steps": 2}),
     "StableDiffusion3PAGPipeline": (stable_diffusion_3, SQUARE),
     "StableDiffusion3Pipeline": (stable_diffusion_3, SQUARE),
     "StableDiffusionPAGPipeline": (stable_diffusion, SQUARE),
