@@ -9,7 +9,8 @@ import diffusers
 import torch
 from diffusers import DiffusionPipeline, SchedulerMixin
 from diffusers.loaders.lora_base import LoraBaseMixin
-from transformers import PreTrainedTokenizerBase
+from transformers import ByT5Tokenizer, PreTrainedTokenizerBase
+from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
 from brushup.config import RenderConfig
 
@@ -175,15 +176,22 @@ def limit_gpu_memory(fraction: float, device: torch.device) -> None:
 def find_tokenizers(
     pipeline: DiffusionPipeline, max_sequence_length: int | None
 ) -> dict[str, tuple[PreTrainedTokenizerBase, int]]:
-    """Return the pipeline's tokenizers, each with the number of tokens it reads, by `clip`, `t5`, `gemma`, ..."""
+    """Return the pipeline's tokenizers, each with the number of tokens it reads, by `clip`, `t5`, `gemma`, ...
+
+    A tokenizer for which neither its files nor the pipeline name a limit is left out.
+    """
     found: dict[str, tuple[PreTrainedTokenizerBase, int]] = {}
     for part, tokenizer in pipeline.components.items():
-        if not isinstance(tokenizer, PreTrainedTokenizerBase):
-            continue
+        if not isinstance(tokenizer, PreTrainedTokenizerBase) or isinstance(tokenizer, ByT5Tokenizer):
+            continue  # ByT5 reads only the words in quotes
         name = type(tokenizer).__name__.split("Tokenizer")[0].lower() or part
         limit = tokenizer.model_max_length
         if name != "clip" and max_sequence_length:
             limit = max_sequence_length
+        elif limit >= VERY_LARGE_INTEGER:  # its files name no limit
+            limit = getattr(pipeline, f"{part}_max_length", limit)
+            if limit >= VERY_LARGE_INTEGER:
+                continue
         if name in found and found[name][1] != limit:
             name = part
         found.setdefault(name, (tokenizer, limit))
@@ -214,3 +222,33 @@ def load_pipeline(config: RenderConfig, device: torch.device) -> DiffusionPipeli
         fuse_lora(pipeline, config.generator_lora)
     place(pipeline, device, config.generator_memory)
     return pipeline
+
+
+def call_pipeline(
+    pipeline: DiffusionPipeline,
+    render_kwargs: dict[str, Any],
+    output_type: str,
+    prompts: list[str],
+    images_per_prompt: int,
+    seeds: list[int],
+) -> torch.Tensor:
+    """Return images in 0..1, (count, 3, height, width).
+
+    Args:
+        pipeline: the pipeline, loaded.
+        render_kwargs: arguments of its call; a text beside the prompt (`negative_prompt`, `prompt_2`) is for all.
+        output_type: "pt", or "np" of pipelines whose tensors are not in 0..1.
+        prompts: the prompts.
+        images_per_prompt: above 1 only if the pipeline takes `num_images_per_prompt`.
+        seeds: one an image, the first prompt's first.
+    """
+    arguments = {**render_kwargs, "prompt": prompts}
+    if images_per_prompt > 1:
+        arguments["num_images_per_prompt"] = images_per_prompt
+    for name, value in arguments.items():
+        if name.startswith(("negative_prompt", "prompt_")) and isinstance(value, str):  # pipelines want one per prompt
+            arguments[name] = [value] * len(prompts)
+    generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+    with torch.inference_mode():
+        images = pipeline(generator=generators, output_type=output_type, **arguments)[0]  # of Kandinsky 5: `image`
+    return images if isinstance(images, torch.Tensor) else torch.from_numpy(images).permute(0, 3, 1, 2)

@@ -14,8 +14,16 @@ from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 
 from brushup.config import RenderConfig
+from brushup.render.isolation import HOW_RENDERED, IsolationCheck, OutOfMemory
 from brushup.render.job import FailureKind
-from brushup.render.pipeline import check_names, compile_models, find_tokenizers, limit_gpu_memory, load_pipeline
+from brushup.render.pipeline import (
+    call_pipeline,
+    check_names,
+    compile_models,
+    find_tokenizers,
+    limit_gpu_memory,
+    load_pipeline,
+)
 
 
 logger = logging.getLogger(__name__)
@@ -56,9 +64,8 @@ class Renderer:
     """Renders images with any diffusers text-to-image pipeline.
 
     Each image starts from noise of its own seed, made on the CPU, so the same prompt and seed give the same image in
-    any batch and on any rank; only rounding differs (on a CPU in float32 by at most 2 of 255 a channel). With a
-    scheduler that adds noise at each step, that holds if the pipeline hands it the seeds; Stable Diffusion 3 and FLUX
-    do not.
+    any batch and on any rank; only rounding differs (on a CPU in float32 by at most 2 of 255 a channel). At load
+    `IsolationCheck` finds out by rendering which images the pipeline may render in one call, so that this holds.
 
     Args:
         config: the settings of the generator.
@@ -68,9 +75,11 @@ class Renderer:
         device: where it renders.
         batch_size: images rendered at once; out of memory halves it.
         images_drawn: images rendered so far.
+        sharing: which images are rendered in one call.
 
     Raises:
-        ValueError: a setting does not exist, or this pipeline does not take it; the message starts with its YAML key.
+        ValueError: a setting does not exist, this pipeline does not take it, or it does not render an image from a
+            prompt and a seed alone; the message starts with the YAML key.
     """
 
     def __init__(self, config: RenderConfig):
@@ -86,15 +95,16 @@ class Renderer:
         allowed = [name for name in parameters if name not in SET_BY_RENDERER]
         check_names("render_kwargs", self.render_kwargs, allowed, type(self.pipeline).__name__)
 
-        # Of several prompts with several images each, Sana, Lumina, AuraFlow, Hunyuan-DiT and others mix up the
-        # attention masks (they repeat them in another order than the embeddings); one prompt per image is always
-        # right. And compiled models want batches of one size, whatever the numbers of prompts and seeds are.
-        can_share = "num_images_per_prompt" in parameters and not any("attention_mask" in name for name in parameters)
-        self.shares_prompts = can_share and not config.compile_generator
         # Asked for "pt", pipelines without a VAE of that name (Kandinsky, PRX in pixels) return pixels in -1..1.
         has_vae = getattr(self.pipeline, "vae", None) is not None
         is_processed = isinstance(getattr(self.pipeline, "image_processor", None), VaeImageProcessor)
         self.output_type = "pt" if has_vae and is_processed else "np"
+        # Compiled models want batches of one size, whatever the numbers of prompts and seeds are.
+        can_share = "num_images_per_prompt" in parameters and not config.compile_generator
+        modes = [mode for mode in HOW_RENDERED if can_share or not mode.seeds]
+        self.sharing = IsolationCheck(self.pipeline, self.render_kwargs, self.output_type, modes).run()
+        if not any(self.sharing):
+            self.batch_size = 1
         length = parameters.get("max_sequence_length")
         self._tokenizers = find_tokenizers(
             self.pipeline, self.render_kwargs.get("max_sequence_length", length and length.default)
@@ -122,7 +132,7 @@ class Renderer:
 
     def draw(self, jobs: Sequence[PromptAndSeed]) -> list[Rendered]:
         """Render each (prompt, seed). Equal jobs are rendered once, and a prompt with several seeds is encoded once
-        (for most pipelines: see `shares_prompts`).
+        (for most pipelines: see `sharing`).
 
         Returns:
             In the order of the jobs a `RenderedImage`, its pixels on the renderer's device, or a `RenderFailure`: the
@@ -146,7 +156,7 @@ class Renderer:
         seeds_of: dict[str, list[int]] = defaultdict(list)
         for prompt, seed in jobs:
             seeds_of[prompt].append(seed)
-        longest = self.batch_size if self.shares_prompts else 1
+        longest = self.batch_size if self.sharing.seeds else 1
         by_count: dict[int, list[tuple[str, list[int]]]] = defaultdict(list)
         for prompt, seeds in seeds_of.items():
             for start in range(0, len(seeds), longest):
@@ -154,7 +164,7 @@ class Renderer:
                 by_count[len(chunk)].append((prompt, chunk))
         for count, items in by_count.items():
             while items:
-                width = max(1, self.batch_size // count)  # out of memory makes it smaller meanwhile
+                width = max(1, self.batch_size // count) if self.sharing.prompts else 1  # may get smaller meanwhile
                 prompts, seeds = zip(*items[:width], strict=True)
                 del items[:width]
                 yield list(prompts), list(seeds)
@@ -164,10 +174,16 @@ class Renderer:
         jobs = [(prompt, seed) for prompt, chunk in zip(prompts, seeds, strict=True) for seed in chunk]
         filled = jobs + [jobs[-1]] * (self.batch_size - len(jobs) if self._compiled else 0)
         try:
-            images = self._call_pipeline(prompts + [prompts[-1]] * (len(filled) - len(jobs)), len(seeds[0]), filled)
+            images = call_pipeline(
+                self.pipeline,
+                self.render_kwargs,
+                self.output_type,
+                prompts + [prompts[-1]] * (len(filled) - len(jobs)),
+                len(seeds[0]),
+                [seed for _, seed in filled],
+            )
             rendered = dict(zip(jobs, self._checked(images[: len(jobs)]), strict=True))
-        # Sana only warns of running out of memory in its decoder, and then lacks its `image`
-        except (torch.OutOfMemoryError, UnboundLocalError) as error:
+        except OutOfMemory as error:
             out_of_memory = str(error)  # and not the error itself: its traceback holds the memory
         except RuntimeError as error:
             return dict.fromkeys(jobs, RenderFailure(f"{type(error).__name__}: {error}"))
@@ -182,20 +198,6 @@ class Renderer:
         torch.cuda.empty_cache()
         return self._draw_all(jobs)
 
-    def _call_pipeline(
-        self, prompts: list[str], images_per_prompt: int, jobs: list[PromptAndSeed]
-    ) -> torch.Tensor | np.ndarray:
-        """Return images in 0..1: a tensor, (count, 3, height, width), or an array, (count, height, width, 3)."""
-        arguments = {**self.render_kwargs, "prompt": prompts}
-        if self.shares_prompts:
-            arguments["num_images_per_prompt"] = images_per_prompt
-        for name, value in arguments.items():
-            if name.startswith("negative_prompt") and isinstance(value, str):  # some pipelines want one per prompt
-                arguments[name] = [value] * len(prompts)
-        generators = [torch.Generator("cpu").manual_seed(seed) for _, seed in jobs]
-        with torch.inference_mode():
-            return self.pipeline(generator=generators, output_type=self.output_type, **arguments).images
-
     def _compile(self) -> None:
         """Compile, and render once: the first batch takes minutes, for which a job in a service has no time."""
         compile_models(self.pipeline)
@@ -207,10 +209,8 @@ class Renderer:
             )
         self.images_drawn = 0
 
-    def _checked(self, images: torch.Tensor | np.ndarray) -> list[Rendered]:
-        """Return the images of `_call_pipeline` as uint8; an image with NaNs, and a blank one, is a failure."""
-        if isinstance(images, np.ndarray):
-            images = torch.from_numpy(images).permute(0, 3, 1, 2)
+    def _checked(self, images: torch.Tensor) -> list[Rendered]:
+        """Return the images of `call_pipeline` as uint8; an image with NaNs, and a blank one, is a failure."""
         images = images.to(self.device, torch.float32)
         low, high = images.flatten(1).aminmax(dim=1)  # NaN if a pixel is
         checked: list[Rendered] = []

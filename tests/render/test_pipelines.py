@@ -18,7 +18,7 @@ from brushup.render.job import RenderJob
 from brushup.render.pipeline import FROM_PRETRAINED_ARGUMENTS, find_denoiser, limit_gpu_memory, place
 from brushup.render.renderer import Renderer, RenderFailure
 from brushup.render.worker import LocalWorker
-from support.generators import BUILDERS, CALL, CALL_OF, save_generator
+from support.generators import BUILDERS, CALL, CALL_OF, difference, save_generator
 
 
 SHORT = "a big red circle"
@@ -57,13 +57,6 @@ def renderers(load):
     return {name: load(name) for name in BUILDERS}
 
 
-def difference(pictures: list[Image.Image], others: list[Image.Image]) -> float:
-    """The largest difference of a channel, of 255."""
-    return max(
-        abs(np.asarray(a).astype(int) - np.asarray(b).astype(int)).max() for a, b in zip(pictures, others, strict=True)
-    )
-
-
 # --------------------------------------------------------------------------------------------------------- drawing
 
 
@@ -83,15 +76,6 @@ def test_pixels_that_stay_on_the_device_are_those_of_numpy(renderers, name, monk
     assert renderer.output_type == "pt"
     monkeypatch.setattr(renderer, "output_type", "np")
     assert difference(pixels, renderer.render(JOBS)) == 0
-
-
-def test_a_pipeline_that_makes_other_pixels_is_asked_for_numpy(monkeypatch):
-    """Kandinsky's "pt" is -1..1; it has no `vae`."""
-    monkeypatch.setattr(
-        "brushup.render.renderer.load_pipeline",
-        lambda *_: SimpleNamespace(components={}, __call__=lambda prompt: prompt),
-    )
-    assert Renderer(RenderConfig("kandinsky", render_device="cpu")).output_type == "np"
 
 
 def test_sd3_without_t5(load, renderers):

@@ -3,6 +3,7 @@
 import string
 from pathlib import Path
 
+import numpy as np
 import torch
 from conftest import TINY_WORLD
 from diffusers import (
@@ -24,6 +25,7 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
+from PIL import Image
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
@@ -74,9 +76,9 @@ def t5_tokenizer() -> T5Tokenizer:
     return T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=512)
 
 
-def t5() -> T5EncoderModel:
+def t5(vocab_size: int = 128) -> T5EncoderModel:
     return T5EncoderModel(
-        T5Config(vocab_size=128, d_model=TEXT_WIDTH, d_kv=8, d_ff=TEXT_WIDTH, num_layers=1, num_heads=2)
+        T5Config(vocab_size=vocab_size, d_model=TEXT_WIDTH, d_kv=8, d_ff=TEXT_WIDTH, num_layers=1, num_heads=2)
     )
 
 
@@ -253,3 +255,10 @@ def save_generator(name: str, folder: Path) -> str:
         torch.manual_seed(0)
         BUILDERS[name]().save_pretrained(folder)
     return str(folder)
+
+
+def difference(pictures: list[Image.Image], others: list[Image.Image]) -> float:
+    """The largest difference of a channel, of 255."""
+    return max(
+        abs(np.asarray(a).astype(int) - np.asarray(b).astype(int)).max() for a, b in zip(pictures, others, strict=True)
+    )
