@@ -3,8 +3,11 @@
 import logging
 import os
 import sys
+import threading
+import time
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
@@ -17,6 +20,8 @@ from tqdm.auto import tqdm
 from brushup.flags import say_after_launcher
 
 
+FIRST_LINE_AFTER = 5.0  # seconds
+
 terminal = logging.getLogger("terminal")  # the terminal's lines, for the log file only
 terminal.propagate = False
 
@@ -27,6 +32,46 @@ def say(text: str) -> None:
         tqdm.write(text)
         for line in filter(None, text.splitlines()):
             terminal.info(line)
+
+
+@contextmanager
+def progress(work: str, total: int | None = None, done: Callable[[], int] = lambda: 0) -> Iterator[None]:
+    """Show that work goes on inside this context: a bar on a terminal, otherwise a line now and then, the first after
+    `FIRST_LINE_AFTER` seconds; on the main process only, on standard error.
+
+    Args:
+        work: what is done: "rendering".
+        total: how many items it has; None if they can't be counted.
+        done: returns how many of them are done; another thread calls it.
+    """
+    if not PartialState().is_main_process:
+        yield
+        return
+    bar = tqdm(desc=work, total=total, leave=False, disable=None)
+    ended = threading.Event()
+    start = time.perf_counter()
+
+    def show() -> None:
+        pause = FIRST_LINE_AFTER
+        while not ended.wait(pause if bar.disable else 0.2):
+            count = done() if total is None else min(done(), total)
+            if bar.disable:
+                line = f"{work}{f' {count:,} of {total:,}' if total else ''}, {time.perf_counter() - start:.0f} s"
+                tqdm.write(line, file=sys.stderr)
+                terminal.info(line)
+                pause = min(2 * pause, 60)
+            else:
+                bar.update(count - bar.n)
+                bar.refresh()  # the seconds, even if the count stays
+
+    shower = threading.Thread(target=show, name="progress", daemon=True)
+    shower.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        shower.join()
+        bar.close()
 
 
 def log_to_file(path: Path, secrets: Iterable[str | None] = ()) -> None:

@@ -6,36 +6,68 @@
     python recipes/enhance.py --model runs/tiny_cpu "a jet cone" --config recipes/tiny_cpu.yaml --render images
 
 Prompts are arguments, or the lines of a file or of standard input; a .jsonl, .csv or .parquet file is read as in
-training. As text, each rewrite is a line; as JSON Lines, an object with `user_prompt`, `prompt`, `malformed`, `answer`
-and, with `--render`, `seed` and `images`, the two files. `--render DIR` renders the user's prompt and each rewrite
-from the same seed, with the generator of a run's YAML file. Notes go to standard error.
+training, with the images in its column `image`. As text, each rewrite is a line; as JSON Lines, an object with
+`user_prompt`, `prompt`, `malformed`, `answer` and, with `--render`, `seed` and `images`, the two files. `--render DIR`
+renders the user's prompt and each rewrite from the same seed, with the generator of a run's YAML file. Notes go to
+standard error.
 """
 
 import argparse
 import itertools
 import json
+import math
 import sys
 from pathlib import Path
 
+import torch
 import yaml
 from PIL import Image
 from trl import TrlParser
 
 from brushup.config import RenderConfig
-from brushup.console import quiet_libraries
+from brushup.console import progress, quiet_libraries
 from brushup.policy.enhancer import Enhancement, PromptEnhancer
 from brushup.prompts.dataset import load_prompts
+from brushup.prompts.images import load_image
 from brushup.render.renderer import Renderer, RenderFailure
 
 
-def read_prompts(arguments: argparse.Namespace) -> list[str]:
-    """Return the prompts of the arguments, the file, or standard input; empty lines are skipped."""
+RANGES = {"n": (1, math.inf), "max_new_tokens": (1, math.inf), "temperature": (0, math.inf), "seed": (0, 2**64 - 1)}
+
+
+def read_prompts(arguments: argparse.Namespace) -> tuple[list[str], list[Image.Image | None]]:
+    """Return the prompts of the arguments, the file, or standard input, and the image beside each."""
     if arguments.prompts:
-        return arguments.prompts
-    if arguments.file and Path(arguments.file).suffix in (".jsonl", ".csv", ".parquet"):
-        return list(load_prompts(arguments.file)["user_prompt"])
-    text = Path(arguments.file).read_text(encoding="utf-8") if arguments.file else sys.stdin.read()
-    return [line.strip() for line in text.splitlines() if line.strip()]
+        prompts, images = arguments.prompts, [None] * len(arguments.prompts)
+    elif arguments.file and Path(arguments.file).suffix in (".jsonl", ".csv", ".parquet"):
+        rows = list(load_prompts(arguments.file, prompt_column=arguments.prompt_column))
+        prompts, images = [row["user_prompt"] for row in rows], [row.get("image") for row in rows]
+    else:
+        text = Path(arguments.file).read_text(encoding="utf-8") if arguments.file else sys.stdin.read()
+        prompts = [line.strip() for line in text.splitlines() if line.strip()]
+        images = [None] * len(prompts)
+    if arguments.image:
+        images = [load_image(arguments.image)] * len(prompts)
+    return prompts, images
+
+
+def check_device(name: str) -> None:
+    """Raise a ValueError if this machine has no such device."""
+    try:
+        torch.empty(0, device=name).tolist()
+    except (RuntimeError, AssertionError) as error:  # AssertionError: a PyTorch without CUDA
+        raise ValueError(f"--device {name}: this machine has none ({str(error).splitlines()[0]})") from error
+
+
+def load_render_config(path: str) -> RenderConfig:
+    """Return the settings of the generator in a run's YAML file; raise a ValueError that names the file."""
+    try:
+        settings = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        if not isinstance(settings, dict) or "generator" not in settings:
+            raise ValueError("there is no key `generator`; take the YAML file of a training run")
+        return TrlParser(RenderConfig).parse_dict(settings, allow_extra_keys=True)[0]
+    except (ValueError, TypeError, yaml.YAMLError) as error:
+        raise ValueError(f"{path}: {' '.join(str(error).split())}") from error
 
 
 def render_pairs(
@@ -47,8 +79,10 @@ def render_pairs(
         For each enhancement its files, by `original` and `rewrite`; None for an image that failed.
     """
     prompts = [prompt for enhancement in enhancements for prompt in (enhancement.user_prompt, enhancement.prompt)]
-    images = iter(Renderer(render).render([(prompt, seed) for prompt in prompts]))
-    folder.mkdir(parents=True, exist_ok=True)
+    with progress("loading the generator"):
+        renderer = Renderer(render)
+    with progress("rendering", len(set(prompts)), lambda: renderer.images_drawn):
+        images = iter(renderer.render([(prompt, seed) for prompt in prompts]))
     pairs: list[dict[str, str | None]] = []
     for number in range(1, len(enhancements) + 1):
         pairs.append({})
@@ -60,22 +94,35 @@ def render_pairs(
             else:
                 image.save(file)
             pairs[-1][kind] = file
+    saved = sum(file is not None for pair in pairs for file in pair.values())
+    print(f"saved {saved} images: {folder}/0001_original.png, 0001_rewrite.png, ...", file=sys.stderr)
     return pairs
 
 
-def main(arguments: argparse.Namespace, render: RenderConfig | None) -> None:
-    prompts = read_prompts(arguments)
+def main(arguments: argparse.Namespace) -> None:
+    # All but the models is checked before a model is loaded.
+    render = load_render_config(arguments.config) if arguments.config else None
+    try:
+        prompts, images_beside = read_prompts(arguments)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{arguments.file or 'standard input'} is no UTF-8 text: {error}") from error
     if not prompts:
-        sys.exit("no prompts: give them as arguments, with --file, or on standard input")
-    enhancer = PromptEnhancer.from_pretrained(arguments.model, arguments.device, arguments.dtype)
-    rewritten = enhancer.enhance(
-        prompts,
-        arguments.n,
-        arguments.max_new_tokens,
-        arguments.temperature,
-        arguments.seed,
-        image=[Image.open(arguments.image).convert("RGB")] * len(prompts) if arguments.image else None,
-    )
+        raise ValueError("no prompts: give them as arguments, with --file, or on standard input")
+    if arguments.device:
+        check_device(arguments.device)
+    if render:
+        Path(arguments.render).mkdir(parents=True, exist_ok=True)
+    with progress(f"loading {arguments.model}"):
+        enhancer = PromptEnhancer.from_pretrained(arguments.model, arguments.device, arguments.dtype)
+    with progress(f"rewriting {len(prompts):,} prompts"):
+        rewritten = enhancer.enhance(
+            prompts,
+            arguments.n,
+            arguments.max_new_tokens,
+            arguments.temperature,
+            arguments.seed,
+            image=images_beside,
+        )
     enhancements = list(itertools.chain.from_iterable(rewritten)) if arguments.n > 1 else rewritten
     images = render_pairs(enhancements, render, Path(arguments.render), arguments.seed) if render else None
     for number, enhancement in enumerate(enhancements):
@@ -90,28 +137,39 @@ def main(arguments: argparse.Namespace, render: RenderConfig | None) -> None:
 
 if __name__ == "__main__":
     quiet_libraries()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        usage="%(prog)s --model MODEL [options] [prompts ...]",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("prompts", nargs="*", help="the prompts; default: the lines of --file, or of standard input")
     parser.add_argument("--model", required=True, help="adapter or model: Hub id or folder")
     parser.add_argument("--file", help="a text file with a prompt a line, or .jsonl, .csv, .parquet")
+    parser.add_argument("--prompt_column", default="user_prompt", help="of such a file")
     parser.add_argument("--format", choices=["text", "jsonl"], default="text")
     parser.add_argument("--n", type=int, default=1, help="rewrites of each prompt")
     parser.add_argument("--temperature", type=float, help="default 0, the likeliest rewrite; 0.7 for several")
     parser.add_argument("--max_new_tokens", type=int, default=128)
     parser.add_argument("--seed", type=int, default=0, help="of the sampling, and of the images")
-    parser.add_argument("--image", help="a reference image, for policies that take one")
+    parser.add_argument("--image", help="a reference image beside all prompts, for policies that take one")
     parser.add_argument("--device", help="default cuda, else mps, else cpu")
-    parser.add_argument("--dtype", help="default bfloat16 on CUDA, else float32")
+    parser.add_argument(
+        "--dtype", choices=["float32", "bfloat16", "float16", "auto"], help="default bfloat16 on CUDA, else float32"
+    )
     parser.add_argument("--render", metavar="DIR", help="render both versions; needs --config")
     parser.add_argument("--config", help="a run's YAML file, for its generator")
     arguments = parser.parse_args()
     if bool(arguments.render) != bool(arguments.config):
         parser.error("--render DIR and --config YAML go together: the YAML file names the generator")
-    render = None
-    if arguments.config:
-        settings = yaml.safe_load(Path(arguments.config).read_text())
-        (render,) = TrlParser(RenderConfig).parse_dict(settings, allow_extra_keys=True)
+    if arguments.prompts and arguments.file:
+        parser.error("prompts come from the arguments or from --file, not from both")
+    for name, (least, most) in RANGES.items():
+        value = vars(arguments)[name]
+        if value is not None and not least <= value <= most:
+            parser.error(
+                f"--{name} {value}: must be {f'from {least} to {most}' if most < math.inf else f'>= {least}'}"
+            )
     try:
-        main(arguments, render)
+        main(arguments)
     except (OSError, ValueError) as error:  # no such model, file or prompt
-        sys.exit(f"{type(error).__name__}: {error}")
+        sys.exit(str(error))

@@ -32,7 +32,7 @@ from accelerate.utils import gather_object
 
 from brushup.common import cpu_only
 from brushup.config import EvaluationConfig, PromptConfig, RenderConfig
-from brushup.console import quiet_libraries, say, serve_command
+from brushup.console import progress, quiet_libraries, say, serve_command
 from brushup.evaluation.arm import STATIC_SUFFIX, Arm
 from brushup.evaluation.report import short_report, write_report
 from brushup.evaluation.results import Results
@@ -58,7 +58,8 @@ def main(prompts: PromptConfig, render: RenderConfig, args: EvaluationConfig) ->
     check_image_count(rewards, validation_images_per_prompt=args.validation_images_per_prompt)
 
     # Worker: renders and scores, in this process or in a service
-    worker = get_worker(render, rewards, Path(args.output_dir), args.ddp_timeout, serve_command())
+    with progress("loading the generator and the rewards"):
+        worker = get_worker(render, rewards, Path(args.output_dir), args.ddp_timeout, serve_command())
     objective = Objective.from_specs(rewards)
     validation = Validation(rows, worker, load_text_rewards(rewards), objective, args, images_kept=len(rows))
 
@@ -79,7 +80,8 @@ def main(prompts: PromptConfig, render: RenderConfig, args: EvaluationConfig) ->
     if PartialState().is_main_process:
         output = Path(args.output_dir)
         trained = [name for name in policies if name != "untrained"]
-        results = compare_arms(arms, costs, validation, trained, output)
+        with progress("comparing"):
+            results = compare_arms(arms, costs, validation, trained, output)
         results.seconds = round(time.time() - start, 1)
         results.evaluation = evaluation_settings(prompts, render, args, rewards, policies)
         output.mkdir(parents=True, exist_ok=True)
@@ -116,7 +118,8 @@ def render_arm(name: str, policy: str | None, validation: Validation, dtype: str
         dtype: of the policy.
     """
     if policy:
-        enhancer = PromptEnhancer.from_pretrained(policy, device=str(PartialState().device), dtype=dtype)
+        with progress(f"loading {policy}"):
+            enhancer = PromptEnhancer.from_pretrained(policy, device=str(PartialState().device), dtype=dtype)
         return validation.render_rewrites(validation.rewrite(enhancer))
     if name == "original":
         return validation.original

@@ -7,6 +7,7 @@ import numpy as np
 from PIL import Image
 
 from brushup.common import mean, thumbnail
+from brushup.console import progress
 from brushup.evaluation.sheet import can_write, labelled_grid
 from brushup.render.job import RenderJob, RenderResult, Worker, mean_scores, paired_seeds
 from brushup.rewards.registry import TextReward
@@ -100,8 +101,10 @@ def evaluate_prompts(
         for prompt, row in zip(prompts, rows, strict=True)
         for image_seed in paired_seeds(seed, "validation", row["user_prompt"], images_per_prompt)
     ]
+    before = worker.images_drawn
     try:
-        results = worker.submit(jobs, return_images=True).result() if jobs else []
+        with progress("rendering", len(set(jobs)), lambda: worker.images_drawn - before):
+            results = worker.submit(jobs, return_images=True).result() if jobs else []
         by_row = [results[start : start + images_per_prompt] for start in range(0, len(results), images_per_prompt)]
         tokens = [row_results[0].tokens for row_results in by_row]
         scores = text_scores(text_rewards, prompts, rows, tokens, answers or [None] * len(rows))

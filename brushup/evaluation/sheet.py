@@ -1,41 +1,69 @@
 """A sheet of images side by side, each with a line of text."""
 
 import functools
+import logging
+import shutil
+import subprocess
 from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
+
+logger = logging.getLogger(__name__)
 
 CELL = 160  # pixels, the width and height of an image on the sheet
 GAP = 12
 TITLE = 26  # pixels, the height of a title
 TEXT_LINES = 3
 
-# Pillow's own font has no Korean; one of these is used if it is installed (Debian: fonts-nanum or fonts-noto-cjk).
-KOREAN_FONTS = ("NotoSansCJK-Regular.ttc", "NanumGothic.ttf", "AppleSDGothicNeo.ttc", "malgun.ttf")
-
-
-@functools.cache
-def _korean_font(size: int) -> ImageFont.FreeTypeFont | None:
-    for name in KOREAN_FONTS:
-        try:
-            return ImageFont.truetype(name, size)
-        except OSError:
-            continue
-    return None
-
-
-def _is_western(text: str) -> bool:
-    return all(letter < "\u2e80" for letter in text)
+# Without fontconfig, as on macOS and Windows: Pillow looks for these in the folders of the system's fonts.
+FONT_FILES = ("NotoSansCJK-Regular.ttc", "NanumGothic.ttf", "AppleSDGothicNeo.ttc", "malgun.ttf", "Arial.ttf")
 
 
 def can_write(text: str) -> bool:
-    """Return whether this machine has a font for the letters of the text; without one they become boxes."""
-    return _is_western(text) or _korean_font(12) is not None
+    """Return whether this machine has a font with all letters of the text; without one they become boxes."""
+    return _find_font(text, 12) is not None
+
+
+@functools.lru_cache
+def _find_font(text: str, size: int) -> ImageFont.FreeTypeFont | None:
+    """Return Pillow's own font, or one of this machine, that has all letters of the text; None if there is none."""
+    if _has_letters(ImageFont.load_default(size), text):
+        return ImageFont.load_default(size)
+    letters = " ".join(sorted({f"{ord(letter):x}" for letter in text if not letter.isspace()}))
+    matched = []
+    if shutil.which("fc-match"):
+        command = ["fc-match", "--format=%{file}", f"sans:charset={letters}"]
+        matched = [subprocess.run(command, capture_output=True, text=True, timeout=60).stdout]
+    for file in (*filter(None, matched), *FONT_FILES):
+        try:
+            font = ImageFont.truetype(file, size)
+        except OSError:  # not there, or of a format that Pillow can't draw
+            continue
+        if _has_letters(font, text):
+            return font
+    return None
+
+
+def _has_letters(font: ImageFont.FreeTypeFont, text: str) -> bool:
+    box = bytes(font.getmask("\U0010ffff"))  # no letter: fonts draw what they lack as a box
+    seen = [letter for letter in set(text) if letter.isprintable() and not letter.isspace()]
+    return all(bytes(font.getmask(letter)) != box for letter in seen)
 
 
 def _font(text: str, size: int) -> ImageFont.FreeTypeFont:
-    return (None if _is_western(text) else _korean_font(size)) or ImageFont.load_default(size)
+    font = _find_font(text, size)
+    if font is None:
+        _warn_of_boxes()
+    return font or ImageFont.load_default(size)
+
+
+@functools.cache  # once is enough
+def _warn_of_boxes() -> None:
+    logger.warning(
+        "no font of this machine has all letters of the prompts: sheets of images show boxes in their place; Debian's "
+        "fonts-noto-cjk has those of Korean, Chinese and Japanese"
+    )
 
 
 def _wrap(text: str, font: ImageFont.FreeTypeFont, width: int, most: int) -> str:

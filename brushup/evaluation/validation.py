@@ -13,6 +13,7 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 
 from brushup.config import EvaluationConfig, PromptEnhancerConfig
+from brushup.console import progress
 from brushup.evaluation.arm import IMAGES_KEPT, Arm, evaluate_prompts
 from brushup.evaluation.compare import Measures
 from brushup.policy.enhancer import Enhancement, PromptEnhancer
@@ -40,6 +41,8 @@ class Validation:
     Attributes:
         share: the rows of this rank.
         measures: the measures that arms are judged by.
+        max_new_tokens: that a completion may have.
+        batch_size: completions written at once.
     """
 
     def __init__(
@@ -63,7 +66,8 @@ class Validation:
             checker=resolve(args.checker) if args.checker else None,
             images_kept=images_kept,
         )
-        self._writing = {"max_new_tokens": args.max_completion_length, "batch_size": args.per_device_eval_batch_size}
+        self.max_new_tokens = args.max_completion_length
+        self.batch_size = args.per_device_eval_batch_size
         state = PartialState()
         size = -(-len(rows) // state.num_processes)
         start = state.process_index * size
@@ -80,12 +84,18 @@ class Validation:
 
     def rewrite(self, enhancer: PromptEnhancer) -> list[Enhancement]:
         """Return the enhancer's likeliest rewrites of this rank's share."""
-        return enhancer.enhance(
-            [row["user_prompt"] for row in self._padded_share],
-            temperature=0,
-            image=[row.get("image") for row in self._padded_share],
-            **self._writing,
-        )[: len(self.share)]
+        rows, size, enhancements = self._padded_share, self.batch_size, []
+        with progress("rewriting", len(rows), lambda: len(enhancements)):
+            for start in range(0, len(rows), size):
+                batch = rows[start : start + size]
+                enhancements += enhancer.enhance(
+                    [row["user_prompt"] for row in batch],
+                    max_new_tokens=self.max_new_tokens,
+                    temperature=0,
+                    image=[row.get("image") for row in batch],
+                    batch_size=size,
+                )
+        return enhancements[: len(self.share)]
 
     def render(self, prompts: Sequence[str], **answers: Any) -> Arm:
         """Return the arm over all rows.

@@ -1,10 +1,13 @@
+import shutil
+import subprocess
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from brushup.evaluation.arm import Arm, before_after_sheet, evaluate_prompts
 from brushup.evaluation.compare import Measures, paired_difference, results_table, win_rate
-from brushup.evaluation.sheet import CELL, GAP, can_write
+from brushup.evaluation.sheet import CELL, GAP, _find_font, _warn_of_boxes, can_write, labelled_grid
 from brushup.rewards.combine import Objective
 from brushup.rewards.registry import RewardSpec, load_text_rewards
 from world import canonical_caption, check_pictures
@@ -122,13 +125,31 @@ def test_joined_arms_keep_the_order():
     assert [row["clip"] for row in joined.rewards] == [0.1, 0.2, 0.3] and len(joined.prompts) == 3
 
 
-def test_a_sheet_has_no_prompt_that_would_be_boxes(monkeypatch):
-    """Where no Korean font is installed."""
-    monkeypatch.setattr("brushup.evaluation.sheet._korean_font", lambda size: None)
-    assert can_write("café, naïve “quotes” …") and not can_write("붉은 원")
+def test_a_sheet_has_no_prompt_that_would_be_boxes(monkeypatch, caplog):
+    """Where no font has Korean letters; that is said once."""
+    monkeypatch.setattr("brushup.evaluation.sheet.FONT_FILES", ())
+    monkeypatch.setenv("PATH", "")  # no fc-match
+    for cached in (_find_font, _warn_of_boxes):
+        cached.cache_clear()
+    assert can_write("naive “quotes” …") and not can_write("붉은 원")
     rendered = arm(0.1, 0.2, 0.3, prompts=["a red circle", "붉은 원", "a blue box"])
     rendered.images = [Image.new("RGB", (8, 8), color) for color in ("red", "green", "blue")]
     sheet = before_after_sheet(rendered, rendered)
-    assert sheet.width == GAP + 2 * (CELL + GAP)
+    assert sheet.width == GAP + 2 * (CELL + GAP) and not caplog.text
     colors = {color for _, color in sheet.getcolors(sheet.width * sheet.height)}
     assert (255, 0, 0) in colors and (0, 128, 0) not in colors
+    for _ in range(2):
+        labelled_grid([("붉은 원", [(rendered.images[0], "a red circle")])])
+    assert caplog.text.count("sheets of images show boxes") == 1
+    _find_font.cache_clear()
+
+
+@pytest.mark.skipif(
+    not shutil.which("fc-list") or not subprocess.check_output(["fc-list", ":charset=bd89"]),
+    reason="no Korean font here",
+)
+def test_korean_is_written_with_a_font_of_this_machine(caplog):
+    def sheet(title: str) -> bytes:
+        return labelled_grid([(title, [(Image.new("RGB", (8, 8)), "café × 2 — 원")])]).tobytes()
+
+    assert can_write("붉은 원") and sheet("붉은 원") != sheet("푸른 원") and not caplog.text

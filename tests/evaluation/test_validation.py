@@ -8,6 +8,7 @@ from conftest import TINY_WORLD
 from PIL import Image
 from safetensors.torch import load_file
 
+from brushup.policy.enhancer import PromptEnhancer
 from brushup.prompts.dataset import load_prompts
 from support.training import StubWorker, history, make_trainer
 
@@ -95,6 +96,18 @@ def test_the_best_checkpoint_is_kept(tmp_path):
     kept = load_file(tmp_path / "adapter_model.safetensors")
     assert all(torch.equal(kept[name], best[name]) for name in best)
     assert any("lora_B" in name and tensor.abs().max() > 0 for name, tensor in last.items())
+
+
+def test_progress_changes_no_rewrite(tmp_path, monkeypatch, capsys):
+    """The batches of the rewriting stay as they are; a file in place of the terminal gets a line."""
+    monkeypatch.setattr("brushup.console.FIRST_LINE_AFTER", 0.01)
+    rows = load_prompts(str(TINY_WORLD / "validation.jsonl"), max_samples=10)
+    validation = make_trainer(tmp_path, StubWorker(), eval_dataset=rows, per_device_eval_batch_size=4).validation
+    enhancer = PromptEnhancer.from_pretrained(TINY_WORLD / "policy", device="cpu")
+    capsys.readouterr()
+    rewrites = validation.rewrite(enhancer)
+    assert rewrites == enhancer.enhance(rows["user_prompt"], max_new_tokens=validation.max_new_tokens, batch_size=4)
+    assert " of 10, 0 s" in capsys.readouterr().err
 
 
 def test_an_image_that_fails_leaves_its_prompt_out(tmp_path, caplog):

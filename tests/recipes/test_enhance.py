@@ -65,6 +65,7 @@ def test_json_lines_with_both_images(enhance, rewrites, tmp_path, renderer):
     assert max(abs(a - b) for a, b in zip(rendered.tobytes(), saved.tobytes(), strict=True)) <= 2
     assert Image.open(rows[0]["images"]["original"]).tobytes() != saved.tobytes()
     assert len(list((tmp_path / "images").iterdir())) == 4
+    assert f"saved 4 images: {tmp_path / 'images' / '0001_original.png'}" in error
 
 
 def test_several_rewrites_and_a_malformed_answer_is_said(enhance):
@@ -73,14 +74,42 @@ def test_several_rewrites_and_a_malformed_answer_is_said(enhance):
     assert error.count("malformed answer to 'a tiny azure ball': the prompt stays as it is") == 3
 
 
+def test_the_columns_of_a_file(enhance, rewrites, tmp_path):
+    """`--prompt_column` names the prompts; an image beside one reaches the policy, as in training."""
+    Image.new("RGB", (64, 64), "blue").save(tmp_path / "blue.png")
+    (tmp_path / "prompts.csv").write_text(f'text,image\n"{PROMPTS[0]}",\n"{PROMPTS[0]}",blue.png\n')
+    file = ("--file", str(tmp_path / "prompts.csv"))
+    output, error = enhance(*file, "--prompt_column", "text")
+    blind, seeing = output.splitlines()
+    assert blind == rewrites[0] != seeing, error
+    output, error = enhance(PROMPTS[0], "--image", str(tmp_path / "blue.png"))
+    assert output.splitlines() == [seeing], error
+    output, error = enhance(*file)
+    assert "there is no column 'user_prompt'; there is text, image (prompt_column names" in error and not output
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["a cat", "--model", "runs/no/such"], "'runs/no/such' is no folder here with a model"),
         (["--file", "/dev/null"], "no prompts: give them as arguments, with --file, or on standard input"),
+        (["a cat", "--file", "prompts.txt"], "prompts come from the arguments or from --file, not from both"),
+        (["--file", "no/such.txt"], "No such file or directory: 'no/such.txt'"),
+        (["--file", "docs/demo.png"], "docs/demo.png is no UTF-8 text"),
         (["a cat", "--render", "images"], "--render DIR and --config YAML go together"),
+        (["a cat", "--render", "images", "--config", "nope.yaml"], "No such file or directory: 'nope.yaml'"),
+        (["a cat", "--render", "images", "--config", "README.md"], "README.md: "),
+        (["a cat", "--render", "images", "--config", ".pre-commit-config.yaml"], "there is no key `generator`"),
+        (["a cat", "--image", "README.md"], "README.md: no image that can be read"),
+        (["a cat", "--device", "xpu:99"], "--device xpu:99: this machine has none"),
+        (["a cat", "--dtype", "float33"], "argument --dtype: invalid choice: 'float33'"),
+        (["a cat", "--n", "0"], "--n 0: must be >= 1"),
+        (["a cat", "--temperature", "nan"], "--temperature nan: must be >= 0"),
+        (["a cat", "--seed", "-1"], "--seed -1: must be from 0 to"),
     ],
 )
-def test_wrong_arguments_are_explained(enhance, arguments, message):
+def test_wrong_arguments_are_one_clear_line(enhance, arguments, message):
     output, error = enhance(*arguments)
     assert message in error and not output
+    said = [line for line in error.splitlines() if not line.startswith("usage: ")]
+    assert len(said) <= 2 and "Traceback" not in error  # the second one is the exit status
