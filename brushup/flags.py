@@ -7,7 +7,7 @@ import argparse
 import ast
 import copy
 import difflib
-import importlib.util
+import importlib.machinery
 import logging
 import os
 import re
@@ -25,6 +25,7 @@ import yaml
 
 
 ALL = ("DataConfig", "RenderConfig", "PromptEnhancerConfig", "ModelConfig", "EvaluationConfig", "ServeConfig")
+USAGE = "%(prog)s --config FILE [--name VALUE ...]"
 FILES = {  # of the classes, by package and path
     "GRPOConfig": ("trl", "trainer/grpo_config.py"),
     "_BaseConfig": ("trl", "trainer/base_config.py"),
@@ -53,7 +54,7 @@ def answer_at_once(doc: str, *classes: str) -> None:
         sys.exit()
     for word in words:
         name = word.split("=")[0].removeprefix("--").replace("-", "_")
-        if word.startswith("--") and not any(full.startswith((name, name.removeprefix("no_"))) for full in known):
+        if word.startswith("--") and not {name, name.removeprefix("no_")} & {*known}:
             _refuse(parser, _unknown(f"--{name}", name, known))
     try:
         keys = read_settings_file(words)
@@ -86,7 +87,8 @@ def parse(*classes: type) -> tuple[Any, ...]:
 
     from brushup.checks import check_settings
 
-    parser = TrlParser(classes)
+    parser = TrlParser(classes, usage=USAGE)
+    parser.error = partial(_refuse, parser)
     try:
         *configs, _, unknown = parser.parse_args_and_config(  # the second to last: keys of other recipes
             return_remaining_strings=True, separate_remaining_strings=True
@@ -98,7 +100,7 @@ def parse(*classes: type) -> tuple[Any, ...]:
         say_after_launcher(f"error: {error}")
         sys.exit(f"error: {error}")
     if unknown:
-        _refuse(parser, f"unknown arguments: {' '.join(unknown)}")
+        parser.error(f"unknown arguments: {' '.join(unknown)}")
     return tuple(configs)
 
 
@@ -133,8 +135,8 @@ def _config_path(words: list[str]) -> str | None:
 
 
 def _refuse(parser: argparse.ArgumentParser, text: str) -> NoReturn:
-    say_after_launcher(text)
-    parser.error(text)
+    say_after_launcher(f"error: {text}")
+    argparse.ArgumentParser.error(parser, text)
 
 
 def _unknown(what: str, name: str, known: list[str]) -> str:
@@ -161,7 +163,7 @@ def _read_fields(classes: tuple[str, ...]) -> dict[str, dict[str, Flag]]:
     while queue:
         name = queue.pop(0)
         package, file = FILES.get(name, ("brushup", "config.py"))
-        path = Path(importlib.util.find_spec(package).submodule_search_locations[0]) / file
+        path = _folder_of(package) / file
         body = ast.parse(path.read_text(encoding="utf-8")).body
         (node,) = (item for item in body if isinstance(item, ast.ClassDef) and item.name == name)
         fields = {field: flag for field, flag in _fields_of(node) if field not in seen}
@@ -172,6 +174,12 @@ def _read_fields(classes: tuple[str, ...]) -> dict[str, dict[str, Flag]]:
             theirs[f"{name.strip('_')} of {package}, in short"] = fields
         queue += [base.id for base in node.bases if isinstance(base, ast.Name) and base.id not in queue]
     return {title: fields for title, fields in (ours | theirs).items() if fields}
+
+
+def _folder_of(package: str) -> Path:
+    if package == "brushup":
+        return Path(__file__).parent
+    return Path(importlib.machinery.PathFinder.find_spec(package).submodule_search_locations[0])
 
 
 def _fields_of(node: ast.ClassDef) -> Iterator[tuple[str, Flag]]:
@@ -197,7 +205,7 @@ def _fields_of(node: ast.ClassDef) -> Iterator[tuple[str, Flag]]:
 def _parser(doc: str, groups: dict[str, dict[str, Flag]]) -> argparse.ArgumentParser:
     """Return a parser that prints the help and the errors; it parses nothing."""
     parser = argparse.ArgumentParser(
-        usage="%(prog)s --config FILE [--name VALUE ...]",
+        usage=USAGE,
         description=doc,
         formatter_class=partial(argparse.RawDescriptionHelpFormatter, max_help_position=36),
     )

@@ -40,7 +40,7 @@ def read_prompts(arguments: argparse.Namespace) -> tuple[list[str], list[Image.I
     if arguments.prompts:
         prompts, images = arguments.prompts, [None] * len(arguments.prompts)
     elif arguments.file and Path(arguments.file).suffix in (".jsonl", ".csv", ".parquet"):
-        rows = list(load_prompts(arguments.file, prompt_column=arguments.prompt_column))
+        rows = list(load_prompts(arguments.file, "validation", prompt_column=arguments.prompt_column))
         prompts, images = [row["user_prompt"] for row in rows], [row.get("image") for row in rows]
     else:
         text = Path(arguments.file).read_text(encoding="utf-8") if arguments.file else sys.stdin.read()
