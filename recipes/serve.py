@@ -12,7 +12,6 @@ another machine needs `--host 0.0.0.0` and the same BRUSHUP_TOKEN on both.
 import functools
 import ipaddress
 import os
-import re
 import secrets
 import signal
 import socket
@@ -24,6 +23,7 @@ from trl import TrlParser
 from brushup.common import end_with_parent
 from brushup.config import RenderConfig, RewardConfig, ServeConfig
 from brushup.console import quiet_libraries
+from brushup.render.service.address import check_token
 from brushup.render.service.protocol import settings_of
 from brushup.render.worker import load_worker
 from brushup.rewards.registry import parse_rewards
@@ -40,8 +40,10 @@ def check_access(host: str, token: str | None) -> None:
             f"host: {host} can be reached by others. Set BRUSHUP_TOKEN to a long secret, here and where you "
             "train, e.g. export BRUSHUP_TOKEN=$(openssl rand -hex 32)"
         )
-    if token and not re.fullmatch("[!-~]+", token):
-        sys.exit("BRUSHUP_TOKEN has a space or a character that is not ASCII: an HTTP header can't hold it")
+    try:
+        check_token(token)
+    except ValueError as error:
+        sys.exit(str(error))
 
 
 def keep_ray_to_itself() -> None:

@@ -45,13 +45,11 @@ def get_worker(
         serve_command: starts a service for this run, without its port; for the error message.
 
     Raises:
-        ValueError: `worker` is none of the four, the deadlines do not nest, or a service was started with other
-            settings.
+        ValueError: `worker` is none of the four, the deadlines do not nest, something else answers at the address,
+            or a service was started with other settings.
         RuntimeError: the service could not be started; the message has the end of its log.
         WorkerUnavailable: nothing answers at the address.
     """
-    if render.worker not in ("local", "auto", "spawn") and not re.match(r"https?://", render.worker):
-        raise ValueError(f"worker: {render.worker!r} is none of local, auto, spawn and http://host:port")
     gpus = spare_gpus()
     if render.worker == "local" or (render.worker == "auto" and not gpus):
         return load_worker(render, rewards)
