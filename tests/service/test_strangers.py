@@ -103,6 +103,7 @@ def worker_at(port: int, timeout: float = 60, scheme: str = "http", token: str |
         (http(501, "no"), "answers 501, no"),
         (says(b"SSH-2.0-OpenSSH_9.2p1\r\n"), "does not speak HTTP"),
         (says(b"-ERR unknown command\r\n"), "does not speak HTTP"),
+        (says(b"\0\0\0\x16mysql_native_password"), "does not speak HTTP"),
     ],
 )
 def test_a_stranger_is_said_at_once(answer, reason):
@@ -157,7 +158,9 @@ def test_tls_on_one_side_only(certificate):
     ],
 )
 def test_a_malformed_address(url):
-    with pytest.raises(ValueError, match="^worker: '.*' is none of local, auto, spawn and http://host:port: ") as error:
+    with pytest.raises(
+        ValueError, match="^worker: '.*' is none of local, auto, spawn and http://host:port: "
+    ) as error:
         HttpWorker(url, ["clip"], 60, "")
     assert SECRET not in str(error.value)
 

@@ -1,7 +1,7 @@
 """The address and the secret of a render service, and how to tell a peer that is none."""
 
-import asyncio
 import re
+import socket
 import ssl
 
 import httpx
@@ -46,23 +46,28 @@ def is_temporary(reply: httpx.Response) -> bool:
     return starting or reply.status_code in (408, 425, 429, 500, 502, 503, 504)
 
 
-async def why_no_http(url: httpx.URL, error: httpx.TransportError) -> str | None:
+def why_no_http(url: httpx.URL, error: Exception) -> str | None:
     """Return why no request to this address will ever succeed; None if the service may still be starting."""
     cause: BaseException | None = error
     while cause:
         if isinstance(cause, ssl.SSLError) and not isinstance(cause, ssl.SSLEOFError):
             return f"TLS failed: {cause}"
-        cause = cause.__cause__
-    if not isinstance(error, httpx.RemoteProtocolError | httpx.ReadError):
+        cause = cause.__cause__ or cause.__context__
+    if url.scheme == "https" or isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
         return None
-    if url.scheme == "http":  # a TLS server closes the connection without a word, as an SSH tunnel to nobody does
-        try:
-            await asyncio.to_thread(ssl.get_server_certificate, (url.host, url.port or 80), timeout=5)
-            return "it speaks TLS: write https:// instead of http://"
-        except OSError:
-            pass
-    closed = "disconnected" in str(error) or "closed" in str(error)
-    return None if closed or isinstance(error, httpx.ReadError) else f"it does not speak HTTP: {error}"
+    address = url.host, url.port or 80
+    try:  # a TLS server closes the connection without a word, as an SSH tunnel to nobody does
+        ssl.get_server_certificate(address, timeout=5)
+        return "it speaks TLS: write https:// instead of http://"
+    except OSError:
+        pass
+    try:
+        with socket.create_connection(address, timeout=5) as connection:
+            connection.sendall(b"GET /health HTTP/1.1\r\nHost: %s\r\n\r\n" % url.netloc)
+            first = connection.recv(40)
+    except OSError:
+        return None
+    return f"it does not speak HTTP, but begins with {first!r}" if first and not first.startswith(b"HTTP/") else None
 
 
 def what_it_said(error: BaseException) -> str:

@@ -33,7 +33,8 @@ logger = logging.getLogger(__name__)
 JOBS_PER_REQUEST = 16
 REQUESTS_AT_ONCE = 16
 SAY_EVERY = 5  # seconds, while waiting for a service that does not answer
-CONNECT_TIMEOUT = 10  # seconds; also for the answer to the first request, which a service has at hand
+CONNECT_TIMEOUT = 10  # seconds
+FIRST_TIMEOUT = 5  # seconds for the answer to the first request, which a service has at hand; then it is asked again
 Model = TypeVar("Model", bound=BaseModel)
 
 
@@ -164,24 +165,22 @@ class HttpWorker:
         try:
             async for attempt in retrying:
                 with attempt:
-                    seconds = max(deadline - time.monotonic(), 0.1)
-                    # httpx limits each read: a peer that sends a byte now and then would never be late.
-                    async with asyncio.timeout(seconds if self.info else min(seconds, CONNECT_TIMEOUT)):
-                        reply = await self._send_request(method, path, content)
-                    return self._read(model, path, reply)
+                    return self._read(model, path, await self._send_request(method, path, deadline, content))
         except (TimeoutError, httpx.TransportError, httpx.HTTPStatusError) as error:
             raise WorkerUnavailable(
                 f"the worker at {self.url} did not answer for {self.timeout:.0f} s (worker_timeout; last: "
                 f"{what_it_said(error)}). Start it with: {self.start_command}"
             ) from error
 
-    async def _send_request(self, method: str, path: str, content: str | None) -> httpx.Response:
+    async def _send_request(self, method: str, path: str, deadline: float, content: str | None) -> httpx.Response:
+        seconds = max(deadline - time.monotonic(), 0.1)
+        headers = {"Content-Type": "application/json"}
         try:
-            async with self._slots:
-                headers = {"Content-Type": "application/json"}
+            # httpx limits each read: a peer that sends a byte now and then would never be late.
+            async with asyncio.timeout(seconds if self.info else min(seconds, FIRST_TIMEOUT)), self._slots:
                 return await self._client.request(method, path, content=content, headers=headers)
-        except httpx.TransportError as error:
-            if not self.info and (reason := await why_no_http(self._client.base_url, error)):
+        except (TimeoutError, httpx.TransportError) as error:
+            if not self.info and (reason := await asyncio.to_thread(why_no_http, self._client.base_url, error)):
                 raise self._no_render_service(reason) from error
             raise
 
