@@ -7,8 +7,8 @@ from brushup.config import PromptEnhancerConfig, masked
 
 SECRET_NAMES = """token hub_token HF_TOKEN hubToken access_token refresh-token sas_token api_tokens secret
 client_secret secret_key aws_secret_access_key aws_access_key_id private_key ssh_private_key access_key api_key
-apikey apiKey openai_api_key X-API-Key azure_key account_key signing_key password db_password passwd pwd passphrase auth
-basic_auth http_auth Authorization proxy_authorization credentials google_credentials bearer bearer_token cookie
+apikey apiKey openai_api_key X-API-Key azure_key account_key signing_key password db_password passwd pwd passphrase
+auth basic_auth http_auth Authorization proxy_authorization credentials google_credentials bearer bearer_token cookie
 connection_string""".split()
 
 HARMLESS_NAMES = """max_token_length tokenizer tokenizer_name keyword keywords author authors authority monkey keys
