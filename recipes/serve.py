@@ -13,9 +13,11 @@ import functools
 import ipaddress
 import os
 import secrets
+import shutil
 import signal
 import socket
 import sys
+import tempfile
 
 import torch
 from trl import TrlParser
@@ -27,6 +29,9 @@ from brushup.render.service.address import check_token
 from brushup.render.service.protocol import settings_of
 from brushup.render.worker import load_worker
 from brushup.rewards.registry import parse_rewards
+
+
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def check_access(host: str, token: str | None) -> None:
@@ -75,11 +80,14 @@ def main(render: RenderConfig, rewards: RewardConfig, service: ServeConfig) -> N
 
     if "BRUSHUP_PARENT" in os.environ:
         end_with(int(os.environ["BRUSHUP_PARENT"]))
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: the end, below
-    new_cluster = {"address": "local", "num_cpus": max(service.num_replicas * cpus, 1)}  # whatever else runs here
+    # Ray's logs and sockets. Ray's default, in TMPDIR, may be too long for the path of a socket: 107 bytes.
+    folder = tempfile.mkdtemp(prefix="brushup-", dir=os.environ.get("RAY_TMPDIR", "/tmp"))
+    cluster = {"address": "local", "num_cpus": max(service.num_replicas * cpus, 1), "_temp_dir": folder}
     try:
-        ray.init(include_dashboard=False, **({"address": service.ray_address} if service.ray_address else new_cluster))
-        serve.start(proxy_location="HeadOnly", http_options={"host": service.host, "port": port})
+        ray.init(include_dashboard=False, **({"address": service.ray_address} if service.ray_address else cluster))
+        end_on_signals()
+        quiet = {"enable_access_log": False}
+        serve.start("HeadOnly", {"host": service.host, "port": port}, logging_config=quiet)
         serve.run(
             make_application(
                 functools.partial(load_worker, render, specs),
@@ -92,6 +100,7 @@ def main(render: RenderConfig, rewards: RewardConfig, service: ServeConfig) -> N
                 token=token,
             ),
             name="brushup",
+            logging_config=quiet,
         )
         host = f"[{service.host}]" if ":" in service.host else service.host
         print(f"ready: --worker http://{host}:{port}", flush=True)
@@ -99,9 +108,22 @@ def main(render: RenderConfig, rewards: RewardConfig, service: ServeConfig) -> N
     except KeyboardInterrupt:
         print("stopped", flush=True)
     finally:
+        for number in ENDING:
+            signal.signal(number, signal.SIG_IGN)  # it is ending
         if service.ray_address:  # else all of the cluster ends here
             serve.shutdown()
         ray.shutdown()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def end_on_signals() -> None:
+    """Let SIGTERM and a closed terminal end the program as Ctrl-C does, unless nohup ignores the latter.
+
+    To be called after `ray.init`: Ray's own handler kills the cluster below Python, which then aborts.
+    """
+    for number in ENDING:
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler)
 
 
 def end_with(parent: int) -> None:
