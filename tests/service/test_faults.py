@@ -160,6 +160,21 @@ def test_a_run_starts_its_own_service_again(service, tmp_path):
     assert rows["clip"].tolist() == pytest.approx(expected["clip"].tolist(), abs=5e-3)
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_service_says_nothing_of_requests_and_ends_in_peace(mortal, number):
+    if mortal.process.poll() is not None:
+        mortal.start()
+    worker = HttpWorker(mortal.url, ["clip"], timeout=60, start_command="", token=TOKEN)
+    assert worker.score([RenderJob("a big red circle", "a disk", 7)])[0].error is None
+    commands = " ".join(word for process in mortal.processes() for word in process.cmdline())
+    [folder] = set(re.findall(r"/tmp/brushup-\w+", commands))  # of Ray
+    assert Path(folder).stat().st_mode & 0o077 == 0
+    assert mortal.end(number) == 0
+    said = mortal.log.read_text().split("ready: --worker")[1]
+    assert said.rstrip().endswith("stopped") and "/v1/" not in said and "SIG" not in said and "Stack" not in said
+    assert not Path(folder).exists()
+
+
 def test_jobs_that_break_are_left_out_and_the_others_count(service):
     """One takes too long, one runs out of memory, one gives a blank image: see support/breaking.py."""
     worker = HttpWorker(service.url, ["clip", "Breaking"], timeout=60, start_command="", token=TOKEN)
