@@ -1,7 +1,6 @@
 """The settings that Brushup adds to TRL's: each is a YAML key and a flag. Whole examples: recipes/*.yaml."""
 
 import os
-import re
 from dataclasses import MISSING, dataclass, field
 from typing import Any
 
@@ -9,17 +8,7 @@ from trl import GRPOConfig
 
 from brushup.checks import check_settings
 from brushup.common import cpu_only, default_device
-
-
-def masked(settings: Any) -> Any:
-    """Return a copy of the settings in which the values of keys that name a secret are masked, at any depth."""
-    if isinstance(settings, dict):
-        secret = re.compile(r"(token|secret|password|api_?key)$", re.IGNORECASE)
-        return {
-            key: f"<{key.upper()}>" if value and secret.search(key) else masked(value)
-            for key, value in settings.items()
-        }
-    return [masked(value) for value in settings] if isinstance(settings, list) else settings
+from brushup.masking import masked
 
 
 def setting(text: str, default: Any = MISSING, choices: list | None = None, kw_only: bool = False) -> Any:

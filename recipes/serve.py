@@ -18,20 +18,25 @@ if __name__ == "__main__":  # before the imports below, which take ten seconds
 import functools
 import ipaddress
 import os
-import re
 import secrets
+import shutil
 import signal
 import socket
 import sys
+import tempfile
 
 import torch
 
 from brushup.common import end_with_parent
 from brushup.config import RenderConfig, RewardConfig, ServeConfig
 from brushup.console import quiet_libraries
+from brushup.render.service.address import check_token
 from brushup.render.service.protocol import settings_of
 from brushup.render.worker import load_worker
 from brushup.rewards.registry import parse_rewards
+
+
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def check_access(host: str, token: str | None) -> None:
@@ -45,8 +50,10 @@ def check_access(host: str, token: str | None) -> None:
             f"host: {host} can be reached by others. Set BRUSHUP_TOKEN to a long secret, here and where you "
             "train, e.g. export BRUSHUP_TOKEN=$(openssl rand -hex 32)"
         )
-    if token and not re.fullmatch("[!-~]+", token):
-        sys.exit("BRUSHUP_TOKEN has a space or a character that is not ASCII: an HTTP header can't hold it")
+    try:
+        check_token(token)
+    except ValueError as error:
+        sys.exit(str(error))
 
 
 def keep_ray_to_itself() -> None:
@@ -78,11 +85,14 @@ def main(render: RenderConfig, rewards: RewardConfig, service: ServeConfig) -> N
 
     if "BRUSHUP_PARENT" in os.environ:
         end_with(int(os.environ["BRUSHUP_PARENT"]))
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: the end, below
-    new_cluster = {"address": "local", "num_cpus": max(service.num_replicas * cpus, 1)}  # whatever else runs here
+    # Ray's logs and sockets. Ray's default, in TMPDIR, may be too long for the path of a socket: 107 bytes.
+    folder = tempfile.mkdtemp(prefix="brushup-", dir=os.environ.get("RAY_TMPDIR", "/tmp"))
+    cluster = {"address": "local", "num_cpus": max(service.num_replicas * cpus, 1), "_temp_dir": folder}
     try:
-        ray.init(include_dashboard=False, **({"address": service.ray_address} if service.ray_address else new_cluster))
-        serve.start(proxy_location="HeadOnly", http_options={"host": service.host, "port": port})
+        ray.init(include_dashboard=False, **({"address": service.ray_address} if service.ray_address else cluster))
+        end_on_signals()
+        quiet = {"enable_access_log": False}
+        serve.start("HeadOnly", {"host": service.host, "port": port}, logging_config=quiet)
         serve.run(
             make_application(
                 functools.partial(load_worker, render, specs),
@@ -95,6 +105,7 @@ def main(render: RenderConfig, rewards: RewardConfig, service: ServeConfig) -> N
                 token=token,
             ),
             name="brushup",
+            logging_config=quiet,
         )
         host = f"[{service.host}]" if ":" in service.host else service.host
         print(f"ready: --worker http://{host}:{port}", flush=True)
@@ -102,9 +113,22 @@ def main(render: RenderConfig, rewards: RewardConfig, service: ServeConfig) -> N
     except KeyboardInterrupt:
         print("stopped", flush=True)
     finally:
+        for number in ENDING:
+            signal.signal(number, signal.SIG_IGN)  # it is ending
         if service.ray_address:  # else all of the cluster ends here
             serve.shutdown()
         ray.shutdown()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def end_on_signals() -> None:
+    """Let SIGTERM and a closed terminal end the program as Ctrl-C does, unless nohup ignores the latter.
+
+    To be called after `ray.init`: Ray's own handler kills the cluster below Python, which then aborts.
+    """
+    for number in ENDING:
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler)
 
 
 def end_with(parent: int) -> None:

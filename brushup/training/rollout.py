@@ -63,11 +63,12 @@ class Rollout:
         generated: the return value of `GRPOTrainer._generate`.
         rewrites: the prompts to render; None for a malformed completion.
         token_count: the tokens that the loss is over, of all ranks; float, ().
-        images: the results of the rewrites, `images_per_prompt` for each that is not malformed.
+        submit: sends all jobs to the worker, and returns `images` and `originals`.
         original_prompts: the user prompts that are rendered as well.
-        originals: their results, `images_per_prompt` each; None if there are none.
         keeps_images: whether the results carry their images.
-        submitted: when it was sent to the worker, as `time.perf_counter` tells it.
+        images: the results of the rewrites, `images_per_prompt` for each that is not malformed.
+        originals: the results of the user prompts, `images_per_prompt` each; None if there are none.
+        submitted: when it was first sent to the worker, as `time.perf_counter` tells it.
     """
 
     rows: list[dict]
@@ -76,11 +77,17 @@ class Rollout:
     generated: tuple
     rewrites: list[str | None]
     token_count: torch.Tensor
-    images: "Future[list[RenderResult]]"
+    submit: "Callable[[], tuple[Future[list[RenderResult]], Future[list[RenderResult]] | None]]"
     original_prompts: list[str]
-    originals: "Future[list[RenderResult]] | None"
     keeps_images: bool
     submitted: float = field(default_factory=time.perf_counter)
+
+    def __post_init__(self):
+        self.render()
+
+    def render(self) -> None:
+        """Send all jobs to the worker, once more if it failed all of them; the seeds are the same."""
+        self.images, self.originals = self.submit()
 
 
 @dataclass

@@ -117,6 +117,19 @@ class FailureLimit:
         self.max_failed_batches = max_failed_batches
         self.failed_batches = 0
 
+    def wants_it_again(self, rendered: RenderedRows) -> bool:
+        """Return whether a batch should be rendered again, on all ranks alike: no job of any rank was scored.
+
+        Such a batch counts towards the limit; the last that it allows is left to `check`, so no step trains on it.
+        """
+        results = [result.error for row in rendered.results for result in row]
+        errors = [error for rank in gather_object([results]) for error in rank]
+        if not errors or None in errors or self.failed_batches + 1 >= self.max_failed_batches:
+            return False
+        self.failed_batches += 1
+        logger.warning(f"nothing of this batch was rendered, so it is rendered again: {errors[0]}")
+        return True
+
     def check(self, batch: ScoredBatch) -> str | None:
         """Return the error that should end training on all ranks alike; None if it goes on."""
         if batch.errors:

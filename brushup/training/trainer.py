@@ -146,6 +146,7 @@ class PromptEnhancerTrainer(GRPOTrainer):
         originals = originals if self.gained else originals[: SHOWN_PROMPTS * keeps_images]
         seeds = partial(paired_seeds, self.args.seed, step, count=self.args.images_per_prompt)
         written = [(r, row["user_prompt"]) for r, row in zip(rewrites, rows, strict=True) if r is not None]
+        jobs, original_jobs = jobs_of(written, seeds), jobs_of([(p, p) for p in originals], seeds)
         return Rollout(
             rows,
             step,
@@ -153,9 +154,11 @@ class PromptEnhancerTrainer(GRPOTrainer):
             (prompt_ids, ids, tool_mask, completions, log_probs, *rest),
             rewrites,
             token_count,
-            self.worker.submit(jobs_of(written, seeds), keeps_images),
+            lambda: (
+                self.worker.submit(jobs, keeps_images),
+                self.worker.submit(original_jobs, keeps_images) if original_jobs else None,
+            ),
             originals,
-            self.worker.submit(jobs_of([(p, p) for p in originals], seeds), keeps_images) if originals else None,
             keeps_images,
         )
 
@@ -167,6 +170,9 @@ class PromptEnhancerTrainer(GRPOTrainer):
         rollout = self._rollout
         with self.times.measure("wait"):
             rendered = RenderedRows.collect(rollout, self.args.images_per_prompt)
+            while self.failure_limit.wants_it_again(rendered):
+                rollout.render()
+                rendered = RenderedRows.collect(rollout, self.args.images_per_prompt)
         # Rewards judge the prompt that is rendered, so text rewards get the parsed rewrites.
         parsed = [[{"role": "assistant", "content": rewrite or ""}] for rewrite in rollout.rewrites]
         columns = zip(inputs, rendered.scores, rendered.tokens, completions, strict=True)

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,6 +16,7 @@ from conftest import few_prompts
 
 from brushup.render.job import RenderJob
 from brushup.render.service.client import HttpWorker
+from brushup.render.service.launch import SERVE
 from support.launching import RECIPE, TOKEN, TWO_CPU_RANKS, on_two_cpus, recipe, run, start, wait_for
 from support.service import Service
 
@@ -45,6 +47,11 @@ def rows_of(folder: Path, *steps: int) -> pandas.DataFrame:
 def assert_all_scored(folder: Path, steps: int, rows: int) -> None:
     table = rows_of(folder, *range(1, steps + 1))
     assert len(table) == steps * rows and table["clip"].notna().all()
+
+
+def started_by(folder: Path) -> str:
+    """Return the settings file of the service that a run in this folder starts."""
+    return str(folder / "out" / f"worker-{socket.gethostname()}.yaml")
 
 
 class Training:
@@ -129,6 +136,43 @@ def test_a_service_that_dies(mortal, tmp_path):
     assert re.findall(r"step +(\d)/", said) == [str(n) for n in range(step + 1, STEPS + 1)]
     late = rows_of(tmp_path, *range(step + 1, STEPS + 1))
     assert len(late) == (STEPS - step) * 16 and late["clip"].notna().all()
+
+
+def test_a_run_starts_its_own_service_again(service, tmp_path):
+    """One that is killed alone costs time, and no row; the rows are those of a run that nothing happened to."""
+    killed, unbroken = tmp_path / "killed", tmp_path / "unbroken"
+    for folder in (killed, unbroken):
+        folder.mkdir()
+    training = Training(two_ranks(killed, "spawn"), killed)
+    training.wait_for(r"step +2/")
+    [program] = [
+        p for p in psutil.process_iter(["cmdline"]) if {str(SERVE), started_by(killed)} <= set(p.info["cmdline"] or [])
+    ]
+    program.kill()
+    code, said = training.end()
+    assert code == 0, said[-3000:]
+    assert said.count("ended (code -9): starting it again") == 1
+    assert_all_scored(killed, STEPS, 16)
+    run(two_ranks(unbroken, service.url))
+    steps = range(1, STEPS + 1)
+    rows, expected = rows_of(killed, *steps), rows_of(unbroken, *steps)
+    assert rows[["user_prompt", "rewrite"]].equals(expected[["user_prompt", "rewrite"]])
+    assert rows["clip"].tolist() == pytest.approx(expected["clip"].tolist(), abs=5e-3)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_service_says_nothing_of_requests_and_ends_in_peace(mortal, number):
+    if mortal.process.poll() is not None:
+        mortal.start()
+    worker = HttpWorker(mortal.url, ["clip"], timeout=60, start_command="", token=TOKEN)
+    assert worker.score([RenderJob("a big red circle", "a disk", 7)])[0].error is None
+    commands = " ".join(word for process in mortal.processes() for word in process.cmdline())
+    [folder] = set(re.findall(r"/tmp/brushup-\w+", commands))  # of Ray
+    assert Path(folder).stat().st_mode & 0o077 == 0
+    assert mortal.end(number) == 0
+    said = mortal.log.read_text().split("ready: --worker")[1]
+    assert said.rstrip().endswith("stopped") and "/v1/" not in said and "SIG" not in said and "Stack" not in said
+    assert not Path(folder).exists()
 
 
 def test_jobs_that_break_are_left_out_and_the_others_count(service):

@@ -47,7 +47,8 @@ class Service:
             process.kill()
         self.process.wait()
 
-    def end(self) -> None:
-        """End it with SIGTERM."""
-        psutil.Process(self.process.pid).send_signal(signal.SIGTERM)
-        self.process.wait(timeout=60)
+    def end(self, number: int = signal.SIGTERM) -> int:
+        """End it with this signal, if it runs, and return its exit code."""
+        if self.process.poll() is None:
+            psutil.Process(self.process.pid).send_signal(number)
+        return self.process.wait(timeout=60)

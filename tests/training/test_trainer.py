@@ -92,6 +92,25 @@ def test_it_stops_when_nothing_can_be_scored(tmp_path):
         trainer.train()
 
 
+def test_a_batch_of_which_nothing_was_rendered_is_rendered_again(tmp_path):
+    """As if the worker had not been away for a while."""
+
+    def away_for_a_while(job):
+        if len(worker.batches) in (2, 3):
+            raise ConnectionError("the worker is away")
+        return len(job.prompt) % 7 / 7
+
+    worker = StubWorker(away_for_a_while)
+    unbroken = make_trainer(tmp_path, StubWorker())
+    unbroken.train()
+    broken = make_trainer(tmp_path, worker)
+    broken.train()
+    assert worker.batches[1] == worker.batches[2] == worker.batches[3] == unbroken.worker.batches[1]
+    for column in ("rewrite", "clip"):
+        assert table(broken, column) == table(unbroken, column)
+    assert history(broken, "render/failed") == [0, 0]
+
+
 def test_a_reward_that_raises_leaves_rows_out_instead_of_ranks_apart(tmp_path):
     (tmp_path / "mine.py").write_text("def mine(prompts, completions, **columns):\n    raise KeyError('oops')\n")
     trainer = make_trainer(

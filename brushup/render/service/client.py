@@ -9,13 +9,22 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
-from tenacity import AsyncRetrying, retry_if_exception, stop_before_delay, wait_random_exponential
+from pydantic import BaseModel, ValidationError
+from tenacity import AsyncRetrying, retry_if_exception_type, stop_before_delay, wait_random_exponential
 
 from brushup.config import RenderConfig
 from brushup.render.job import MAX_PROMPT_CHARS, RenderJob, RenderResult
+from brushup.render.service.address import (
+    NoRenderService,
+    check_token,
+    check_url,
+    is_temporary,
+    what_it_said,
+    why_no_http,
+)
 from brushup.render.service.protocol import Info, ScoreReply, ScoreRequest, settings_of, split_between_rewrites
 from brushup.rewards.registry import RewardSpec
 
@@ -24,22 +33,13 @@ logger = logging.getLogger(__name__)
 JOBS_PER_REQUEST = 16
 REQUESTS_AT_ONCE = 16
 SAY_EVERY = 5  # seconds, while waiting for a service that does not answer
+CONNECT_TIMEOUT = 10  # seconds
+FIRST_TIMEOUT = 5  # seconds for the answer to the first request, which a service has at hand; then it is asked again
+Model = TypeVar("Model", bound=BaseModel)
 
 
 class WorkerUnavailable(ConnectionError):
     """The service did not answer in time."""
-
-
-def is_temporary(status: int) -> bool:
-    """Return whether the same request may succeed later: the service is overloaded, or not there yet (404, 5xx)."""
-    return status in (404, 408, 429) or status >= 500
-
-
-def may_pass(error: BaseException) -> bool:
-    """Return whether asking again may help: the connection broke, or the status is temporary."""
-    if isinstance(error, httpx.HTTPStatusError):
-        return is_temporary(error.response.status_code)
-    return isinstance(error, httpx.TransportError)
 
 
 class HttpWorker:
@@ -49,10 +49,11 @@ class HttpWorker:
         url: of the service, e.g. `http://127.0.0.1:8100`.
         rewards: names of the image rewards to ask for.
         timeout: seconds for one `submit`, waiting for a service that is started again included.
-        start_command: what a user types to start the service, for the error message.
+        start_command: what a user types to start the service, for the error message, without its port.
         token: default the environment variable BRUSHUP_TOKEN.
 
     Raises:
+        ValueError: the address is malformed or answers as no render service does, or the token is malformed.
         WorkerUnavailable: it does not answer within `timeout`.
         PermissionError: it wants another token.
     """
@@ -60,22 +61,27 @@ class HttpWorker:
     is_remote = True
 
     def __init__(self, url: str, rewards: list[str], timeout: float, start_command: str, token: str | None = None):
-        self.url = url.rstrip("/")
+        token = check_token(token or os.environ.get("BRUSHUP_TOKEN"))
+        address = check_url(url)
+        self.url = str(address)
         self.rewards = rewards
         self.timeout = timeout
-        self.start_command = start_command
+        self.start_command = f"{start_command} --port {address.port or (443 if address.scheme == 'https' else 80)}"
         self.images_drawn = 0
         self.seconds: dict[str, float] = {}  # the service knows them
         self._in_flight: dict[tuple[RenderJob, bool], asyncio.Future[RenderResult]] = {}
         self._said = 0.0
-        token = token or os.environ.get("BRUSHUP_TOKEN")
         self._client = httpx.AsyncClient(
-            base_url=self.url, headers={"Authorization": f"Bearer {token}"} if token else None
+            base_url=address,
+            headers={"Authorization": f"Bearer {token}"} if token else None,
+            transport=httpx.AsyncHTTPTransport(),  # else HTTP_PROXY & co. would get the token and the prompts
+            timeout=httpx.Timeout(None, connect=CONNECT_TIMEOUT),  # `_request` has the deadline
         )
         self._slots = asyncio.Semaphore(REQUESTS_AT_ONCE)
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, name="render client", daemon=True).start()
-        self.info = Info.model_validate_json(self._wait(self._request("GET", "/v1/info", self._deadline())))
+        self.info: Info | None = None  # until a render service has answered
+        self.info = self._wait(self._request(Info, "GET", "/v1/info", self._deadline()))
 
     def __str__(self) -> str:
         return f"{self.info.settings['generator']} on {self.info.num_replicas} replicas at {self.url}"
@@ -129,9 +135,7 @@ class HttpWorker:
         try:
             if sent:
                 request = ScoreRequest(jobs=sent, rewards=self.rewards, images="webp" if return_images else "none")
-                reply = ScoreReply.model_validate_json(
-                    await self._request("POST", "/v1/score", deadline, request.model_dump_json())
-                )
+                reply = await self._request(ScoreReply, "POST", "/v1/score", deadline, request.model_dump_json())
                 results |= zip(sent, reply.results, strict=True)
         except Exception as error:
             kind = "timeout" if isinstance(error, WorkerUnavailable) else "other"
@@ -141,16 +145,18 @@ class HttpWorker:
             futures[job].set_result(results[job])
             del self._in_flight[job, return_images]
 
-    async def _request(self, method: str, path: str, deadline: float, content: str | None = None) -> bytes:
-        """Return the body of the reply; ask again, ever more slowly, until the deadline (of `time.monotonic`).
+    async def _request(
+        self, model: type[Model], method: str, path: str, deadline: float, content: str | None = None
+    ) -> Model:
+        """Return the reply; ask again, ever more slowly, until the deadline (of `time.monotonic`).
 
         Raises:
             WorkerUnavailable: the time is up.
             PermissionError: the service wants another token.
-            ValueError: the service refused, and would again.
+            ValueError: the service refused, and would again, or is none.
         """
         retrying = AsyncRetrying(
-            retry=retry_if_exception(may_pass),
+            retry=retry_if_exception_type((TimeoutError, httpx.TransportError, httpx.HTTPStatusError)),
             wait=wait_random_exponential(multiplier=0.5, max=5),
             stop=stop_before_delay(max(deadline - time.monotonic(), 0)),
             before_sleep=lambda attempt: self._say(attempt.outcome.exception(), deadline),
@@ -159,35 +165,58 @@ class HttpWorker:
         try:
             async for attempt in retrying:
                 with attempt:
-                    async with self._slots:
-                        reply = await self._client.request(
-                            method,
-                            path,
-                            content=content,
-                            headers={"Content-Type": "application/json"},
-                            timeout=max(deadline - time.monotonic(), 0.1),
-                        )
-                    if reply.status_code == 401:
-                        raise PermissionError(f"{self.url} refused: set BRUSHUP_TOKEN to the secret of the service")
-                    if reply.is_client_error and not is_temporary(reply.status_code):
-                        raise ValueError(f"{self.url}{path} refused ({reply.status_code}): {reply.text[:500]}")
-                    reply.raise_for_status()
-                    return reply.content
-        except (httpx.TransportError, httpx.HTTPStatusError) as error:
+                    return self._read(model, path, await self._send_request(method, path, deadline, content))
+        except (TimeoutError, httpx.TransportError, httpx.HTTPStatusError) as error:
             raise WorkerUnavailable(
                 f"the worker at {self.url} did not answer for {self.timeout:.0f} s (worker_timeout; last: "
-                f"{type(error).__name__} {error}). Start it with: {self.start_command}"
+                f"{what_it_said(error)}). Start it with: {self.start_command}"
             ) from error
+
+    async def _send_request(self, method: str, path: str, deadline: float, content: str | None) -> httpx.Response:
+        seconds = max(deadline - time.monotonic(), 0.1)
+        headers = {"Content-Type": "application/json"}
+        try:
+            # httpx limits each read: a peer that sends a byte now and then would never be late.
+            async with asyncio.timeout(seconds if self.info else min(seconds, FIRST_TIMEOUT)), self._slots:
+                return await self._client.request(method, path, content=content, headers=headers)
+        except (TimeoutError, httpx.TransportError) as error:
+            if not self.info and (reason := await asyncio.to_thread(why_no_http, self._client.base_url, error)):
+                raise self._no_render_service(reason) from error
+            raise
+
+    def _read(self, model: type[Model], path: str, reply: httpx.Response) -> Model:
+        """Return the content of a reply; raise the error that another status means."""
+        status = reply.status_code
+        if status == 401:
+            raise PermissionError(f"{self.url} refused: set BRUSHUP_TOKEN to the secret of the service")
+        if is_temporary(reply) or (self.info and status == 404):  # it has answered before: it will be back
+            reply.raise_for_status()
+        text = reply.headers["Location"] if reply.has_redirect_location else reply.text[:500]
+        if reply.is_success:
+            try:
+                return model.model_validate_json(reply.content)
+            except ValidationError:
+                text = f"no {model.__name__}, but {text[:200]!r}"
+        if not self.info:
+            raise self._no_render_service(f"{path} answers {status}, {text}")
+        raise ValueError(f"{self.url}{path} refused ({status}): {text}")
+
+    def _no_render_service(self, reason: str) -> NoRenderService:
+        return NoRenderService(
+            f"{self.url} is no render service ({reason}). Set `worker` to the address that recipes/serve.py prints; "
+            f"start it with: {self.start_command}"
+        )
 
     def _say(self, error: BaseException, deadline: float) -> None:
         now = time.monotonic()
         if now - self._said > SAY_EVERY:
             self._said = now
             logger.warning(
-                "the worker at %s does not answer (%s): asking again for up to %.0f s",
+                "the worker at %s does not answer (%s): asking again for up to %.0f s; last: %s",
                 self.url,
                 type(error).__name__,
                 deadline - now,
+                what_it_said(error),
             )
 
 
@@ -200,13 +229,12 @@ def connect(url: str, render: RenderConfig, rewards: Sequence[RewardSpec], serve
         serve_command: the command that starts the service, for the error message, without its port.
 
     Raises:
-        ValueError: its settings differ; the message has each setting that differs, with both values.
+        ValueError: as `HttpWorker`, or its settings differ; the message has each that differs, with both values.
         WorkerUnavailable: it does not answer.
         PermissionError: it wants another token.
     """
     image_rewards = [spec.name for spec in rewards if spec.looks_at_images]
-    command = f"{serve_command} --port {httpx.URL(url).port or 80}"
-    worker = HttpWorker(url, image_rewards, render.worker_timeout, command)
+    worker = HttpWorker(url, image_rewards, render.worker_timeout, serve_command)
     ours, theirs = json.loads(json.dumps(settings_of(render, rewards))), dict(worker.info.settings)
     # The service may know more rewards than this run asks for.
     theirs["reward_funcs"] = sorted(set(ours["reward_funcs"]) & set(theirs["reward_funcs"]))

@@ -4,15 +4,18 @@ import atexit
 import dataclasses
 import importlib.util
 import json
+import logging
 import os
 import re
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import httpx
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
@@ -24,8 +27,10 @@ from brushup.render.worker import load_worker
 from brushup.rewards.registry import RewardSpec
 
 
+logger = logging.getLogger(__name__)
 SERVE = Path(__file__).parents[3] / "recipes" / "serve.py"
 START_TIMEOUT = 900  # seconds: a big generator may have to be downloaded
+RESTART_AFTER = 2  # seconds after a service died: what is left of it gives its port and its memory back
 
 
 def get_worker(
@@ -45,13 +50,11 @@ def get_worker(
         serve_command: starts a service for this run, without its port; for the error message.
 
     Raises:
-        ValueError: `worker` is none of the four, the deadlines do not nest, or a service was started with other
-            settings.
+        ValueError: `worker` is none of the four, the deadlines do not nest, something else answers at the address,
+            or a service was started with other settings.
         RuntimeError: the service could not be started; the message has the end of its log.
         WorkerUnavailable: nothing answers at the address.
     """
-    if render.worker not in ("local", "auto", "spawn") and not re.match(r"https?://", render.worker):
-        raise ValueError(f"worker: {render.worker!r} is none of local, auto, spawn and http://host:port")
     gpus = spare_gpus()
     if render.worker == "local" or (render.worker == "auto" and not gpus):
         return load_worker(render, rewards)
@@ -98,7 +101,7 @@ def start_service(render: RenderConfig, rewards: Sequence[RewardSpec], output_di
     """Start recipes/serve.py as a child, and return its address once its models are loaded.
 
     It has a replica for each GPU, or one on the CPU. It ends with this process, also when that is killed: Linux tells
-    it (see recipes/serve.py).
+    it (see recipes/serve.py). If it dies alone, it is started again, at its port.
 
     Raises:
         RuntimeError: it ended, or took too long; the message has the end of its log.
@@ -114,26 +117,61 @@ def start_service(render: RenderConfig, rewards: Sequence[RewardSpec], output_di
     name = f"worker-{socket.gethostname()}"  # machines may share the folder
     config, log = output_dir / f"{name}.yaml", output_dir / f"{name}.log"
     config.write_text(json.dumps({k: v for k, v in settings.items() if v is not None}, indent=1))
-    command = [sys.executable, str(SERVE), "--config", str(config), "--port", "0"]
-    command += ["--num_replicas", str(len(gpus) or 1)]
+    command = [sys.executable, str(SERVE), "--config", str(config), "--num_replicas", str(len(gpus) or 1), "--port"]
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": ",".join(gpus), "BRUSHUP_PARENT": str(os.getpid())}
-    with log.open("w") as file:  # a new session: Ctrl-C must not end it before the training step is done
-        child = subprocess.Popen(command, stdout=file, stderr=file, env=environment, start_new_session=True)
-    atexit.register(end, child)
+    log.write_text("")
+    service = OwnService(command, environment, log)
+    atexit.register(service.end)
     deadline = time.monotonic() + START_TIMEOUT
-    while child.poll() is None and time.monotonic() < deadline:
+    while service.child.poll() is None and time.monotonic() < deadline:
         if ready := re.search(r"^ready: --worker (\S+)$", log.read_text(), re.MULTILINE):
+            threading.Thread(target=service.keep_up, args=[ready[1]], name="render service", daemon=True).start()
             return ready[1]
         time.sleep(0.2)
-    end(child)
+    service.end()
     tail = "\n".join(log.read_text().splitlines()[-30:])
     raise RuntimeError(f"the render service did not start; the end of {log}:\n{tail}")
 
 
-def end(child: subprocess.Popen) -> None:
-    """End the child, by force if it does not end within 15 s."""
-    child.terminate()
-    try:
-        child.wait(timeout=15)
-    except subprocess.TimeoutExpired:
-        child.kill()
+class OwnService:
+    """A render service as a child of this process.
+
+    Args:
+        command: starts it, without its port, which comes last.
+        environment: of the child.
+        log: gets the child's output.
+    """
+
+    def __init__(self, command: list[str], environment: dict[str, str], log: Path):
+        self.command, self.environment, self.log = command, environment, log
+        self.ended = threading.Event()
+        self.start(0)
+
+    def start(self, port: int) -> None:
+        """Start the child at this port; 0: any that is free."""
+        with self.log.open("a") as file:  # a new session: Ctrl-C must not end it before the training step is done
+            self.child = subprocess.Popen(
+                [*self.command, str(port)], stdout=file, stderr=file, env=self.environment, start_new_session=True
+            )
+
+    def keep_up(self, url: str) -> None:
+        """Start the child again at the port of this address whenever it dies, until `end`; it never returns before.
+
+        Linux ends the child with the thread that started it, so this thread must not end before the process does.
+        """
+        port = httpx.URL(url).port
+        while True:
+            code = self.child.wait()
+            if self.ended.wait(RESTART_AFTER):
+                return
+            logger.warning("the render service %s ended (code %d): starting it again; log: %s", url, code, self.log)
+            self.start(port)
+
+    def end(self) -> None:
+        """End the child, by force if it does not end within 15 s."""
+        self.ended.set()
+        self.child.terminate()
+        try:
+            self.child.wait(timeout=15)
+        except subprocess.TimeoutExpired:
+            self.child.kill()
