@@ -76,8 +76,7 @@ class RenderConfig:
     render_dtype: str = setting("The generator's torch dtype, e.g. bfloat16.", default="float32")
     scheduler: str | None = setting(
         "A diffusers scheduler by class name, e.g. DPMSolverMultistepScheduler; it gets the settings of the "
-        "generator's own, which is the default. Not one that adds noise at each step to Stable Diffusion 3 or "
-        "FLUX: they do not seed that noise.",
+        "generator's own, which is the default. One that adds noise which the generator does not seed is refused.",
         default=None,
     )
     scheduler_kwargs: dict[str, Any] | str | None = setting(

@@ -179,7 +179,8 @@ def find_tokenizers(
     A tokenizer for which neither its files nor the pipeline name a limit is left out.
     """
     found: dict[str, tuple[PreTrainedTokenizerBase, int]] = {}
-    for part, tokenizer in pipeline.components.items():
+    for part, component in pipeline.components.items():
+        tokenizer = getattr(component, "tokenizer", component)  # a processor has one
         if not isinstance(tokenizer, PreTrainedTokenizerBase) or isinstance(tokenizer, ByT5Tokenizer):
             continue  # ByT5 reads only the words in quotes
         name = type(tokenizer).__name__.split("Tokenizer")[0].lower() or part

@@ -38,6 +38,8 @@ def test_each_yaml_parses_with_the_recipes_own_parser(path, monkeypatch):
     assert len(args.reward_funcs) == len(args.reward_weights or args.reward_funcs)
     assert set(args.reward_kwargs) <= set(args.reward_funcs)
     assert model.use_peft and args.output_dir.startswith("runs/")
+    may_share_gpu = path != "recipes/tiny_cpu.yaml" and render.worker in ("local", "auto")
+    assert not may_share_gpu or render.gpu_memory_fraction == 1.0  # else the policy had but a part of its GPU
 
 
 @pytest.mark.parametrize("path", YAMLS)
