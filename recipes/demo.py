@@ -307,7 +307,8 @@ class Comparison:
                 outputs.message: paragraphs(f"{self.worker} is rendering ..."),
                 outputs.rewrite_text: rewrites[0].prompt,
             }
-            yield self._render(user_prompt, rewrites, seed, f"Seed {seed}. Rewritten by {name} in {seconds:.1f} s")
+            facts = f"Seed {seed}. {f'Of {n} rewrites {len(rewrites)} differ. ' if n > 1 else ''}"
+            yield self._render(user_prompt, rewrites, seed, f"{facts}Rewritten by {name} in {seconds:.1f} s")
         except Exception as error:  # in words on the page; the terminal has the rest
             logger.exception("no comparison of %r by %s", user_prompt, name)
             message = paragraphs(str(error) or type(error).__name__, problem=True)
@@ -371,12 +372,12 @@ def build_page(
         )
         prompt = gr.Textbox(label="Prompt", placeholder="What shall be rendered?", max_lines=5, autofocus=True)
         with gr.Row():
-            model = gr.Dropdown(choices, value=choices[0][1], label="Model", filterable=False, min_width=280)
+            model = gr.Dropdown(choices, value=choices[0][1], label="Model", filterable=False, min_width=200)
             temperature = gr.Slider(
-                0, 1.5, value=0, step=0.1, label="Temperature (0: likeliest)", min_width=240, buttons=[]
+                0, 1.5, value=0, step=0.1, label="Temperature (0: likeliest)", min_width=200, buttons=[]
             )
-            count = gr.Slider(1, MAX_REWRITES, value=1, step=1, label="Rewrites", min_width=120, buttons=[])
-            seed = gr.Number(value=0, label="Seed", min_width=120)
+            count = gr.Slider(1, MAX_REWRITES, value=1, step=1, label="Rewrites", min_width=110, buttons=[])
+            seed = gr.Number(value=0, label="Seed", min_width=90)
         with gr.Accordion("An image beside the prompt", open=False, visible=with_image):
             # The file as it is: `load_image` reads it as training does.
             image = gr.Image(label="Image", type="filepath", image_mode=None, sources=["upload"], height=200)
