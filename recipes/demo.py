@@ -27,14 +27,18 @@ try:
     import gradio as gr
 except ImportError:
     sys.exit('recipes/demo.py needs Gradio: pip install -e ".[demo]"')
+from peft import PeftConfig
 from PIL import Image
+from transformers import AutoConfig
 from trl import TrlParser
 
 from brushup.config import PromptConfig, RenderConfig, RewardConfig
 from brushup.console import quiet_libraries, serve_command
 from brushup.evaluation.arm import text_scores
-from brushup.policy.enhancer import Enhancement, PromptEnhancer
+from brushup.policy.enhancer import Enhancement, PromptEnhancer, vision_placeholder_ids
+from brushup.policy.load import is_adapter
 from brushup.prompts.dataset import load_prompts, order_rows
+from brushup.prompts.images import load_image
 from brushup.prompts.template import build_messages
 from brushup.render.job import MAX_PROMPT_CHARS, RenderJob, RenderResult, Worker
 from brushup.render.service.launch import get_worker
@@ -45,6 +49,8 @@ logger = logging.getLogger(__name__)
 
 SHOWN = 512  # pixels; smaller images are enlarged, or the browser would blur them
 MAX_SEED = 2**32 - 1
+MAX_REWRITES = 8
+TEMPERATURE_OF_SEVERAL = 0.7  # if the user leaves it at 0, where all rewrites would be alike
 EXAMPLES_A_PAGE = 14  # as many as the categories of data/challenging.jsonl
 THEME = gr.themes.Default(  # fonts of the browser, so that nothing comes from another site
     primary_hue="teal", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
@@ -60,6 +66,8 @@ CSS = """
 #scores tr > * { border: 0; border-bottom: 1px solid var(--border-color-primary); padding: 6px; text-align: right;
   overflow-wrap: normal; word-break: normal; font-variant-numeric: tabular-nums; }
 #scores tr > :first-child { text-align: left; overflow-wrap: anywhere; }
+#scores .better { color: #15803d; } #scores .worse { color: #dc2626; }
+.dark #scores .better { color: #4ade80; } .dark #scores .worse { color: #f87171; }
 #examples tr > * { text-align: left; justify-content: start; }
 """
 
@@ -107,6 +115,16 @@ def load_enhancer(name: str) -> PromptEnhancer:
         raise RuntimeError(f"The model {name} cannot be loaded, as a folder or from the Hub. {error}") from error
 
 
+def takes_images(name: str) -> bool:
+    """Return whether the policy reads images; raise a ValueError if there is no such model."""
+    try:
+        base = PeftConfig.from_pretrained(name).base_model_name_or_path if is_adapter(name) else name
+        return bool(vision_placeholder_ids(AutoConfig.from_pretrained(base)))
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"the model {name} is no folder here with a model, and none on the Hub ({reason})") from error
+
+
 def load_examples(prompts: PromptConfig, examples: str | None) -> list[tuple[str, str]]:
     """Return (prompt, category) of each example; the categories take turns.
 
@@ -123,27 +141,27 @@ def load_examples(prompts: PromptConfig, examples: str | None) -> list[tuple[str
     return list(dict.fromkeys(zip(turns["user_prompt"], turns["category"], strict=True)))
 
 
-def problem_with(user_prompt: str, seed: int | None) -> str | None:
+def problem_with(user_prompt: str, seed: float | None) -> str | None:
     """Return what the user must change before anything can be rendered; None if nothing."""
     if not user_prompt:
-        return "The prompt is empty: type what shall be drawn."
+        return "The prompt is empty: type what shall be rendered."
     if len(user_prompt) > MAX_PROMPT_CHARS:
-        return f"The prompt has {len(user_prompt):,} characters; at most {MAX_PROMPT_CHARS:,} can be drawn."
-    if seed is None or not 0 <= seed <= MAX_SEED:
+        return f"The prompt has {len(user_prompt):,} characters; at most {MAX_PROMPT_CHARS:,} can be rendered."
+    if seed is None or not 0 <= seed <= MAX_SEED or seed != int(seed):
         return f"The seed must be a whole number from 0 to {MAX_SEED}."
     return None
 
 
 def render_and_score(
-    worker: Worker, text_rewards: dict[str, TextReward], enhancement: Enhancement, seed: int
+    worker: Worker, text_rewards: dict[str, TextReward], user_prompt: str, rewrites: list[Enhancement], seed: int
 ) -> list[RenderResult]:
-    """Return the images of the user's prompt and of the rewrite at this seed, with the scores of all rewards."""
-    prompts = [enhancement.user_prompt, enhancement.prompt]
-    jobs = [RenderJob(prompt, prompts[0], seed) for prompt in prompts]
+    """Return the images of the user's prompt and of each rewrite at this seed, with the scores of all rewards."""
+    prompts = [user_prompt, *(rewrite.prompt for rewrite in rewrites)]
+    jobs = [RenderJob(prompt, user_prompt, seed) for prompt in prompts]
     results = worker.submit(jobs, return_images=True).result()
-    rows = [{"user_prompt": prompts[0], "prompt": build_messages(prompts[0])}] * 2
+    rows = [{"user_prompt": user_prompt, "prompt": build_messages(user_prompt)}] * len(prompts)
     tokens = [result.tokens for result in results]
-    texts = text_scores(text_rewards, prompts, rows, tokens, [None, enhancement.answer])
+    texts = text_scores(text_rewards, prompts, rows, tokens, [None, *(rewrite.answer for rewrite in rewrites)])
     for result, scores in zip(results, texts, strict=True):
         result.scores |= scores
     return results
@@ -156,9 +174,14 @@ def table_of(before: RenderResult, after: RenderResult) -> str:
     for name in names:
         pair = before.scores.get(name), after.scores.get(name)
         cells = ["–" if score is None else f"{score:.3f}" for score in pair]
-        change = "–" if None in pair else f"{pair[1] - pair[0]:+.3f}"
+        change = "–" if None in pair else _change(pair[1] - pair[0])
         lines.append(f"| {name} | {cells[0]} | {cells[1]} | {change} |")
     return "\n".join(lines) if names else ""
+
+
+def _change(gain: float) -> str:
+    kind = "better" if gain >= 0.0005 else "worse" if gain <= -0.0005 else ""
+    return f'<span class="{kind}">{gain:+.3f} {kind}</span>' if kind else "0.000"
 
 
 def remarks_on(
@@ -168,10 +191,10 @@ def remarks_on(
     if enhancement.malformed:
         yield (
             f"The model's answer was no prompt (empty, or not finished within {max_new_tokens} tokens), so your own "
-            "prompt was drawn again."
+            "prompt was rendered again."
         )
     for error in dict.fromkeys(result.error for result in results if result.error):
-        yield f"Could not be drawn: {error}"
+        yield f"Could not be rendered: {error}"
     for subject, result in zip(("Your prompt", "The rewrite"), results, strict=True):
         for name, limit in limits.items():
             if result.tokens.get(name, 0) > limit:
@@ -200,7 +223,9 @@ class Outputs:
     original_text: gr.Textbox
     rewrite_image: gr.Image
     rewrite_text: gr.Textbox
+    choice: gr.Radio
     scores: gr.Markdown
+    candidates: gr.State
 
 
 def build_outputs() -> Outputs:
@@ -213,7 +238,7 @@ def build_outputs() -> Outputs:
                 with gr.Column(min_width=140):
                     image = gr.Image(
                         show_label=False,
-                        alt_text=f"{label}, drawn",
+                        alt_text=f"{label}, rendered",
                         format="png",
                         interactive=False,
                         elem_id=f"{name}-picture",
@@ -222,8 +247,9 @@ def build_outputs() -> Outputs:
                     )
                     text = gr.Textbox(label=label, elem_id=f"{name}-text", buttons=["copy"])
                     sides += [image, text]
+        choice = gr.Radio(label="Rewrites, with their scores: choose one", visible=False, elem_id="choice")
         scores = gr.Markdown(elem_id="scores")
-    return Outputs(message, comparison, *sides, scores)
+    return Outputs(message, comparison, *sides, choice, scores, gr.State([]))
 
 
 @dataclass
@@ -242,54 +268,85 @@ class Comparison:
     text_rewards: dict[str, TextReward]
     max_new_tokens: int
 
-    def run(self, user_prompt: str, name: str, temperature: float, seed: int | None) -> Iterator[dict]:
+    def run(
+        self, user_prompt: str, name: str, temperature: float, seed: float | None, n: int, image: str | None
+    ) -> Iterator[dict]:
         """Yield the new values of outputs, again and again until the comparison is complete.
 
         Args:
             name: of the model, a folder or Hub id.
+            n: rewrites to write.
+            image: the file of an image that the policy sees beside the prompt.
         """
         outputs, user_prompt = self.outputs, user_prompt.strip()
         if problem := problem_with(user_prompt, seed):
             yield {outputs.message: paragraphs(problem, problem=True), outputs.comparison: gr.Column(visible=False)}
             return
+        seed = int(seed)
         try:
             yield {
                 outputs.message: paragraphs(f"Loading {name} ..."),
                 outputs.comparison: gr.Column(visible=True),
                 outputs.original_text: user_prompt,
+                outputs.choice: gr.Radio(visible=False),
                 **dict.fromkeys((outputs.original_image, outputs.rewrite_image, outputs.rewrite_text, outputs.scores)),
             }
             enhancer = load_enhancer(name)
             yield {outputs.message: paragraphs(f"{name} is writing ...")}
             start = time.perf_counter()
-            enhancement = enhancer.enhance(
-                user_prompt, max_new_tokens=self.max_new_tokens, temperature=temperature, seed=seed
+            written = enhancer.enhance(
+                [user_prompt] * n,
+                max_new_tokens=self.max_new_tokens,
+                temperature=temperature or (TEMPERATURE_OF_SEVERAL if n > 1 else 0),
+                seed=seed,
+                image=load_image(image) if image else None,
             )
+            rewrites = list({rewrite.prompt: rewrite for rewrite in written}.values())
             seconds = time.perf_counter() - start
             yield {
-                outputs.message: paragraphs(f"{self.worker} is drawing ..."),
-                outputs.rewrite_text: enhancement.prompt,
+                outputs.message: paragraphs(f"{self.worker} is rendering ..."),
+                outputs.rewrite_text: rewrites[0].prompt,
             }
-            yield self._render(enhancement, seed, f"Seed {seed}. Rewritten by {name} in {seconds:.1f} s")
+            facts = f"Seed {seed}. {f'Of {n} rewrites {len(rewrites)} differ. ' if n > 1 else ''}"
+            yield self._render(user_prompt, rewrites, seed, f"{facts}Rewritten by {name} in {seconds:.1f} s")
         except Exception as error:  # in words on the page; the terminal has the rest
             logger.exception("no comparison of %r by %s", user_prompt, name)
             message = paragraphs(str(error) or type(error).__name__, problem=True)
             yield {outputs.message: message, outputs.comparison: gr.Column(visible=False)}
 
-    def _render(self, enhancement: Enhancement, seed: int, facts: str) -> dict:
+    def _render(self, user_prompt: str, rewrites: list[Enhancement], seed: int, facts: str) -> dict:
         """Return the values that complete the comparison; `facts` begins the message."""
         start = time.perf_counter()
-        results = render_and_score(self.worker, self.text_rewards, enhancement, seed)
-        if any(result.image for result in results):
-            facts += f", drawn by {self.worker} in {time.perf_counter() - start:.1f} s"
-        remarks = [*remarks_on(enhancement, results, self.worker.token_limits, self.max_new_tokens)]
+        before, *results = render_and_score(self.worker, self.text_rewards, user_prompt, rewrites, seed)
+        if any(result.image for result in (before, *results)):
+            facts += f", rendered by {self.worker} in {time.perf_counter() - start:.1f} s"
+        remarks = [
+            remark
+            for rewrite, after in zip(rewrites, results, strict=True)
+            for remark in remarks_on(rewrite, [before, after], self.worker.token_limits, self.max_new_tokens)
+        ]
         remarks += [reward.error for reward in self.text_rewards.values() if reward.error]
+        candidates = [
+            (rewrite.prompt, enlarged(after.image), table_of(before, after))
+            for rewrite, after in zip(rewrites, results, strict=True)
+        ]
+        choices = [
+            (", ".join([rewrite.prompt, *(f"{name} {score:.3f}" for name, score in after.scores.items())]), place)
+            for place, (rewrite, after) in enumerate(zip(rewrites, results, strict=True))
+        ]
         return {
-            self.outputs.message: paragraphs(f"{facts}.") + paragraphs(*remarks, problem=True),
-            self.outputs.original_image: enlarged(results[0].image),
-            self.outputs.rewrite_image: enlarged(results[1].image),
-            self.outputs.scores: table_of(*results),
+            self.outputs.message: paragraphs(f"{facts}.") + paragraphs(*dict.fromkeys(remarks), problem=True),
+            self.outputs.original_image: enlarged(before.image),
+            self.outputs.choice: gr.Radio(choices, value=0, visible=len(choices) > 1),
+            self.outputs.candidates: candidates,
+            **self.choose(candidates, 0),
         }
+
+    def choose(self, candidates: list[tuple[str, Image.Image | None, str]], place: int) -> dict:
+        """Return the values that show the rewrite at this place: (rewrite, image, table of scores) of each."""
+        outputs = self.outputs
+        shown = (outputs.rewrite_text, outputs.rewrite_image, outputs.scores)
+        return dict(zip(shown, candidates[place], strict=True))
 
 
 def build_page(
@@ -298,6 +355,7 @@ def build_page(
     worker: Worker,
     text_rewards: dict[str, TextReward],
     max_new_tokens: int,
+    with_image: bool,
 ) -> gr.Blocks:
     """Return the page.
 
@@ -305,19 +363,24 @@ def build_page(
         choices: (name on the page, folder or Hub id) of each model.
         examples: (prompt, category) of each.
         worker, text_rewards, max_new_tokens: as for `Comparison`.
+        with_image: whether it takes an image beside the prompt.
     """
     with gr.Blocks(title="Brushup", analytics_enabled=False, delete_cache=(3600, 3600)) as page:
         gr.Markdown(
-            "# Brushup\nA model rewrites your prompt. Both are drawn from the same seed, and both pictures are scored "
-            "against what **you** asked for."
+            "# Brushup\nA model rewrites your prompt. Both are rendered from the same seed, and the images are "
+            "scored against what **you** asked for."
         )
-        prompt = gr.Textbox(label="Prompt", placeholder="What shall be drawn?", max_lines=5, autofocus=True)
+        prompt = gr.Textbox(label="Prompt", placeholder="What shall be rendered?", max_lines=5, autofocus=True)
         with gr.Row():
-            model = gr.Dropdown(choices, value=choices[0][1], label="Model", filterable=False, min_width=280)
+            model = gr.Dropdown(choices, value=choices[0][1], label="Model", filterable=False, min_width=200)
             temperature = gr.Slider(
-                0, 1.5, value=0, step=0.1, label="Temperature (0: likeliest)", min_width=240, buttons=[]
+                0, 1.5, value=0, step=0.1, label="Temperature (0: likeliest)", min_width=200, buttons=[]
             )
-            seed = gr.Number(value=0, precision=0, label="Seed")
+            count = gr.Slider(1, MAX_REWRITES, value=1, step=1, label="Rewrites", min_width=110, buttons=[])
+            seed = gr.Number(value=0, label="Seed", min_width=90)
+        with gr.Accordion("An image beside the prompt", open=False, visible=with_image):
+            # The file as it is: `load_image` reads it as training does.
+            image = gr.Image(label="Image", type="filepath", image_mode=None, sources=["upload"], height=200)
         with gr.Row():
             enhance = gr.Button("Enhance", variant="primary", scale=4, min_width=180)
             new_seed = gr.Button("New seed", scale=1, min_width=120)
@@ -330,17 +393,28 @@ def build_page(
             samples_per_page=EXAMPLES_A_PAGE,
             elem_id="examples",
         )
-        gr.on(
-            [enhance.click, prompt.submit],
-            Comparison(outputs, worker, text_rewards, max_new_tokens).run,
-            [prompt, model, temperature, seed],
-            list(vars(outputs).values()),
-            api_name="compare",
-            concurrency_limit=1,  # models and worker are shared by all who look at the page
-            show_progress_on=[outputs.original_image, outputs.rewrite_image],
+        comparison = Comparison(outputs, worker, text_rewards, max_new_tokens)
+        compare = {
+            "fn": comparison.run,
+            "inputs": [prompt, model, temperature, seed, count, image],
+            "outputs": list(vars(outputs).values()),
+            "concurrency_limit": 1,  # models and worker are shared by all who look at the page
+            "concurrency_id": "models",
+            "show_progress_on": [outputs.original_image, outputs.rewrite_image],
+        }
+        gr.on([enhance.click, prompt.submit], **compare, api_name="compare")
+        # Rendered at once: the images of before would stand beside a prompt or a seed that they are not of.
+        drawn = new_seed.click(lambda: random.randint(0, MAX_SEED), outputs=seed, show_progress="hidden")
+        drawn.then(**compare, api_visibility="private")
+        chosen = gallery.click(lambda example: example[0], gallery, prompt, show_progress="hidden")
+        chosen.then(**compare, api_visibility="private")
+        outputs.choice.input(
+            comparison.choose,
+            [outputs.candidates, outputs.choice],
+            [outputs.rewrite_text, outputs.rewrite_image, outputs.scores],
+            show_progress="hidden",
+            api_visibility="private",
         )
-        new_seed.click(lambda: random.randint(0, MAX_SEED), outputs=seed, show_progress="hidden")
-        gallery.click(lambda example: example[0], gallery, prompt, show_progress="hidden")
     return page
 
 
@@ -358,13 +432,15 @@ def get_demo_worker(render: RenderConfig, config: DemoConfig) -> tuple[Worker, d
 def main(prompts: PromptConfig, render: RenderConfig, config: DemoConfig) -> None:
     try:
         port = find_port(config.host, config.port)
+        names = [*dict.fromkeys(config.models), config.model_name_or_path]
+        with_image = True in [takes_images(name) for name in names]  # a list: each name is checked
         examples = load_examples(prompts, config.examples)
         worker, text_rewards = get_demo_worker(render, config)
     except (OSError, ValueError) as error:
         sys.exit(str(error))
     choices = [(name, name) for name in dict.fromkeys(config.models)]
     choices.append((f"{config.model_name_or_path} (before training)", config.model_name_or_path))
-    page = build_page(choices, examples, worker, text_rewards, config.max_completion_length)
+    page = build_page(choices, examples, worker, text_rewards, config.max_completion_length, with_image)
     page.launch(
         server_name=config.host,
         server_port=port,
@@ -375,7 +451,7 @@ def main(prompts: PromptConfig, render: RenderConfig, config: DemoConfig) -> Non
         run_history=False,
         enable_monitoring=False,
         footer_links=[],
-        max_file_size="1kb",  # the page takes none
+        max_file_size="10mb" if with_image else "1kb",
         theme=THEME,
         css=CSS,
     )
@@ -385,7 +461,10 @@ def main(prompts: PromptConfig, render: RenderConfig, config: DemoConfig) -> Non
 
 if __name__ == "__main__":
     quiet_libraries()
-    parser = TrlParser((PromptConfig, RenderConfig, DemoConfig))
+    usage = "%(prog)s --config YAML_FILE_OF_A_RUN [--models FOLDER_OR_HUB_ID ...] [options]"
+    parser = TrlParser((PromptConfig, RenderConfig, DemoConfig), usage=usage)
+    if {"--config", "--generator", "-h", "--help"}.isdisjoint(flag.split("=")[0] for flag in sys.argv):
+        parser.error("--config names the YAML file of the run: --config recipes/tiny_cpu.yaml")
     # The YAML file also has what only training reads; a flag that nobody knows is an error.
     *configs, _, unknown = parser.parse_args_and_config(return_remaining_strings=True, separate_remaining_strings=True)
     if unknown:

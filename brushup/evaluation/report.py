@@ -2,6 +2,7 @@
 
 import base64
 import io
+import math
 import random
 from collections import defaultdict
 from collections.abc import Sequence
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+from markupsafe import Markup
 from PIL import Image
 
 from brushup.common import percent
@@ -19,6 +21,8 @@ from brushup.evaluation.reward_hacking import distinct_signs
 
 
 EXAMPLES_OF_A_KIND = 2  # of each category; without categories three times as many
+PROMPTS_WITH_IMAGES = 500  # of more prompts only the best, the worst and random ones have images: the file must open
+FIGURES_A_LINE = 5
 PIXEL_ART = 64  # pixels: smaller images are shown with hard edges
 
 
@@ -34,18 +38,21 @@ def write_report(folder: Path, results: Results, arms: dict[str, Arm], rows: Seq
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("brushup.evaluation", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"number": _number, "percent": percent}
+    environment.filters |= {"number": _number}
     gains = shown_differences(results)
+    lines = -(-len(arms) // FIGURES_A_LINE)
     page = environment.get_template("report.html.jinja").render(
         results=results.for_others(),
         verdicts=[(name, *verdict(gain)) for name, gain in gains.items()],
         warnings=distinct_signs(results.reward_hacking),
-        gains=gains,
+        arms_table=arms_table(results),
+        group_tables={f"By {name}": group_table(results, name) for name in ("category", "difficulty")},
+        lengths_table=lengths_table(results),
         chart=interval_chart(gains),
         examples=examples(arms, rows, judged=results.trained_policies[0]),
-        by={"category": "By category", "difficulty": "By difficulty"},
+        figures_a_line=-(-len(arms) // lines),  # so that none stands alone
     )
-    (folder / "report.html").write_text(page)
+    (folder / "report.html").write_text(page, encoding="utf-8")
 
 
 def short_report(results: Results) -> str:
@@ -81,14 +88,81 @@ def verdict(gain: dict[str, Any]) -> tuple[str, str]:
 
 
 def _number(value: float | None, signed: bool = False) -> str:
+    """Return the number with three decimals, if `signed` with its sign; a dash for None."""
     return "-" if value is None else f"{value:+.3f}" if signed else f"{value:.3f}"
 
 
+def arms_table(results: Results) -> list[list[str]]:
+    """Return the figures of each arm, a row each; the first row is the header."""
+    setting, arms = results.evaluation, results.arms
+    columns = {
+        name + ("" if setting["weights"][name] else " (monitor)"): lambda arm, name=name: _number(arm["rewards"][name])
+        for name in arms["original"]["rewards"]
+    }
+    if len(setting["weights"]) > 1:
+        columns["total reward"] = lambda arm: _number(arm["reward"])
+    columns["above original"] = lambda arm: percent(arm["above_original"])
+    if setting["success_threshold"] is not None:
+        columns[f"over {setting['success_threshold']}"] = lambda arm: percent(arm["success_rate"])
+    if any(arm["checker_accuracy"] is not None for arm in arms.values()):
+        columns["checker accuracy"] = lambda arm: percent(arm["checker_accuracy"])
+    columns |= {
+        "quality score": lambda arm: _number(arm["quality_score"]),
+        "malformed": lambda arm: percent(arm["malformed"]),
+        "failed": lambda arm: percent(arm["failed"]),
+        "n": lambda arm: str(arm["n"]),
+        "images rendered": lambda arm: f"{arm['images_drawn']:,}",
+        "seconds": lambda arm: str(arm["seconds"]),
+    }
+    rows = [[name, *(figure(arm) for figure in columns.values())] for name, arm in arms.items()]
+    return [["prompts", *columns], *rows]
+
+
+def group_table(results: Results, column: str) -> list[list[str]]:
+    """Return the total reward of each arm by the prompts' value of the column, and what the trained policies gain over
+    the user's prompt and over the untrained policy; the first row is the header, and alone without that column."""
+    groups = {name: arm[f"by_{column}"] for name, arm in results.arms.items()}
+    gains = {
+        name: gain[f"by_{column}"]
+        for name, gain in shown_differences(results).items()
+        if name.endswith((" - original", " - untrained"))
+    }
+    rows = [
+        [value, str(original["n"])]
+        + [_number(group[value]["reward"]) for group in groups.values()]
+        + [_interval(gain[value]) for gain in gains.values()]
+        for value, original in groups["original"].items()
+    ]
+    return [[column, "n", *groups, *gains], *rows]
+
+
+def lengths_table(results: Results) -> list[list[str]]:
+    """Return how long the prompts are for each tokenizer of the generator, a row for each arm below the header."""
+    header, rows = ["prompts"], [[name] for name in results.arms]
+    for tokenizer, counts in results.arms["original"]["tokens"].items():
+        header += [f"{tokenizer}: mean length (reads {counts['limit']} tokens)", f"{tokenizer}: prompts cut off"]
+        for row, arm in zip(rows, results.arms.values(), strict=True):
+            row += [f"{arm['tokens'][tokenizer]['mean']:.1f}", percent(arm["tokens"][tokenizer]["share_cut"])]
+    return [header, *rows]
+
+
+def _interval(gain: dict[str, Any]) -> Markup | str:
+    """Return a paired difference, green if it is above zero, red if below, and its interval."""
+    if not gain["ci95"]:
+        return "-"
+    low, high = gain["ci95"]
+    kind = "good" if low > 0 else "bad" if high < 0 else ""
+    mean, low, high = (round(value, 3) + 0.0 for value in (gain["mean"], low, high))  # + 0.0: no "-0.000"
+    text = f"({low:+.3f} to {high:+.3f})"
+    return Markup('<span class="gain"><b class="{}">{:+.3f}</b> {}</span>').format(kind, mean, text)
+
+
 def interval_chart(gains: dict[str, dict[str, Any]]) -> dict[str, Any] | None:
-    """Return where zero, the means and the intervals stand on a common scale, in percent of its width.
+    """Return where the ticks, the means and the intervals stand on a common scale, in percent of its width.
 
     Returns:
-        `zero`, and `lines`, each with `name`, `gain`, `mean`, `low` and `high`; None if no difference has an interval.
+        `ticks`, the place of each by its label, and `lines`, each with `name`, `gain`, `mean`, `low` and `high`; None
+        if no difference has an interval.
     """
     totals = {name: total_gain(gain) for name, gain in gains.items() if total_gain(gain)["ci95"]}
     if not totals:
@@ -105,11 +179,18 @@ def interval_chart(gains: dict[str, dict[str, Any]]) -> dict[str, Any] | None:
         | dict(zip(("low", "high"), map(place, total["ci95"]), strict=True))
         for name, total in totals.items()
     ]
-    return {"zero": place(0.0), "lines": lines}
+    return {"ticks": {f"{tick:+g}" if tick else "0": place(tick) for tick in _ticks(low, high)}, "lines": lines}
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """Return up to seven round numbers between the two, zero among them if it is."""
+    power = 10.0 ** math.floor(math.log10((high - low) / 6 or 1))
+    step = next(power * times for times in (1, 2, 5, 10) if (high - low) / (power * times) <= 6)
+    return [round(number * step, 10) for number in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
 
 def examples(arms: dict[str, Arm], rows: Sequence[dict], judged: str) -> list[dict[str, Any]]:
-    """Return, of each category, the prompts that gained most and least over the user prompt, and others at random.
+    """Return all prompts, those that gained most over the user prompt first, those that failed last.
 
     Args:
         arms: with the images to show.
@@ -117,7 +198,8 @@ def examples(arms: dict[str, Arm], rows: Sequence[dict], judged: str) -> list[di
         judged: the arm whose gain counts.
 
     Returns:
-        Of each prompt what the page shows, the highest gain first.
+        Of each prompt what the page shows. Its `kind` is "best", "worst" or "random" if it is one to look at: some of
+        each kind in each category; else it is empty.
     """
     before, after = arms["original"].totals, arms[judged].totals
     gains = {
@@ -125,9 +207,43 @@ def examples(arms: dict[str, Arm], rows: Sequence[dict], judged: str) -> list[di
         for index in range(len(rows))
         if None not in (before[index], after[index]) and all(arm.images[index] for arm in arms.values())
     }
+    order = sorted(gains, key=gains.get, reverse=True)
+    kind_of = _kinds(order, [row.get("category") or "" for row in rows])
+    shown = range(len(rows)) if len(rows) <= PROMPTS_WITH_IMAGES else kind_of
+    return [
+        {
+            "user_prompt": rows[index]["user_prompt"],
+            "category": rows[index].get("category") or "",
+            "difficulty": rows[index].get("difficulty") or "",
+            "kind": kind_of.get(index, ""),
+            "gain": gains.get(index),
+            "arms": [
+                {
+                    "name": name,
+                    "prompt": arm.prompts[index],
+                    "rewards": arm.rewards[index],
+                    "malformed": arm.malformed[index],
+                    "checker_accuracy": arm.checker_accuracy[index],
+                    "image": _data_url(arm.images[index]) if arm.images[index] and index in shown else None,
+                    "is_pixel_art": arm.images[index] and max(arm.images[index].size) <= PIXEL_ART,
+                }
+                for name, arm in arms.items()
+            ],
+        }
+        for index in [*order, *sorted(set(range(len(rows))) - set(order))]
+    ]
+
+
+def _kinds(order: Sequence[int], categories: Sequence[str]) -> dict[int, str]:
+    """Return the prompts to look at, each with its kind.
+
+    Args:
+        order: the prompts' indices, the highest gain first.
+        categories: of all prompts, by index.
+    """
     by_category: dict[str, list[int]] = defaultdict(list)
-    for index in sorted(gains, key=gains.get, reverse=True):
-        by_category[rows[index].get("category") or ""].append(index)
+    for index in order:
+        by_category[categories[index]].append(index)
     count = EXAMPLES_OF_A_KIND * (3 if len(by_category) == 1 else 1)
     kind_of: dict[int, str] = {}
     rng = random.Random(0)
@@ -138,29 +254,7 @@ def examples(arms: dict[str, Arm], rows: Sequence[dict], judged: str) -> list[di
         for kind, chosen in kinds.items():
             for index in chosen:
                 kind_of.setdefault(index, kind)
-    return [
-        {
-            "user_prompt": rows[index]["user_prompt"],
-            "category": rows[index].get("category") or "",
-            "difficulty": rows[index].get("difficulty") or "",
-            "kind": kind_of[index],
-            "gain": gains[index],
-            "arms": [
-                {
-                    "name": name,
-                    "prompt": arm.prompts[index],
-                    "rewards": arm.rewards[index],
-                    "malformed": arm.malformed[index],
-                    "checker_accuracy": arm.checker_accuracy[index],
-                    "image": _data_url(arm.images[index]),
-                    "is_pixel_art": max(arm.images[index].size) <= PIXEL_ART,
-                }
-                for name, arm in arms.items()
-                if arm.rewards[index] is not None
-            ],
-        }
-        for index in sorted(kind_of, key=gains.get, reverse=True)
-    ]
+    return kind_of
 
 
 def _data_url(image: Image.Image) -> str:

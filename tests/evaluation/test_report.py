@@ -7,7 +7,7 @@ from PIL import Image
 
 from brushup.evaluation.arm import Arm
 from brushup.evaluation.compare import Measures
-from brushup.evaluation.report import examples, short_report, verdict, write_report
+from brushup.evaluation.report import examples, group_table, interval_chart, short_report, verdict, write_report
 from brushup.evaluation.results import Results
 
 
@@ -67,7 +67,7 @@ def test_what_a_user_writes_can_be_no_script_and_no_secret_is_told(tmp_path):
     assert "reward hacking? " in short_report(results) and "Reward hacking?" in page
 
 
-def test_the_examples_are_the_best_the_worst_and_others_of_each_category():
+def test_the_examples_are_the_best_the_worst_and_others_of_each_category(monkeypatch):
     scores = [0.9, 0.1, 0.5, 0.4, 0.3, 0.2, 0.8, 0.7, 0.6]
     rows = [{"user_prompt": str(score), "category": "x" if score > 0.1 else "y"} for score in scores]
     arms = {"original": arm(*[0.0] * 9), "untrained": arm(*[0.0] * 9), "left": arm(*scores), "right": arm(*[0.0] * 9)}
@@ -75,7 +75,37 @@ def test_the_examples_are_the_best_the_worst_and_others_of_each_category():
     kinds = {float(example["user_prompt"]): example["kind"] for example in chosen}
     assert [kinds[score] for score in (0.9, 0.8, 0.2, 0.3)] == ["best", "best", "worst", "worst"]
     assert kinds[0.1] == "best" and sum(kind == "random" for kind in kinds.values()) == 2
-    assert [example["gain"] for example in chosen] == sorted(kinds, reverse=True)
+    assert [example["gain"] for example in chosen] == sorted(scores, reverse=True)  # all of them
     assert all([shown["name"] for shown in example["arms"]] == list(arms) for example in chosen)
-    arms["right"].images = [None, *arms["right"].images[1:]]
-    assert 0.9 not in {float(example["user_prompt"]) for example in examples(arms, rows, judged="left")}
+    arms["right"].images, arms["right"].rewards = [None, *arms["right"].images[1:]], [None, *arms["right"].rewards[1:]]
+    failed = examples(arms, rows, judged="left")[-1]
+    assert (failed["user_prompt"], failed["gain"], failed["kind"]) == ("0.9", None, "")
+    monkeypatch.setattr("brushup.evaluation.report.PROMPTS_WITH_IMAGES", 8)
+    chosen = examples(arms, rows, judged="left")
+    for example in chosen[:-1]:
+        assert all(bool(shown["image"]) == bool(example["kind"]) for shown in example["arms"])
+    assert len(chosen) == 9 and "" in {example["kind"] for example in chosen}
+
+
+def test_what_training_gains_in_each_category_shows():
+    """Here nothing in Korean: the gain over the user's own prompt alone would hide that."""
+    rows = [
+        {"user_prompt": str(score), "category": category} for category in ("korean", "order") for score in range(2)
+    ]
+    arms = {"original": arm(0.1, 0.1, 0.1, 0.1), "untrained": arm(0.9, 0.8, 0.2, 0.1)}
+    arms["trained"] = arm(0.9, 0.8, 0.6, 0.7)
+    table = group_table(Results.compare(arms, Measures(rows, {"clip": 1.0}, None, {})), "category")
+    gain = table[0].index("trained - untrained")
+    assert "+0.000</b> (+0.000 to +0.000)" in table[1][gain] and "+0.500</b> (+0.400 to +0.600)" in table[2][gain]
+    assert '<b class="good">+0.750' in table[1][table[0].index("trained - original")]
+
+
+@pytest.mark.parametrize(
+    ("interval", "ticks"),
+    [([0.2, 0.62], ["0", "+0.2", "+0.4", "+0.6"]), ([-0.03, 0.01], ["-0.03", "-0.02", "-0.01", "0", "+0.01"])],
+)
+def test_the_chart_has_ticks_at_round_numbers(interval, ticks):
+    chart = interval_chart({"trained - original": {"clip": {"mean": sum(interval) / 2, "ci95": interval}}})
+    assert list(chart["ticks"]) == ticks and list(chart["ticks"].values()) == sorted(chart["ticks"].values())
+    (line,) = chart["lines"]
+    assert 0 < chart["ticks"][ticks[0]] and line["low"] < line["mean"] < line["high"] < 100

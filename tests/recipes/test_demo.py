@@ -3,6 +3,7 @@
 import io
 import re
 import runpy
+import shutil
 import socket
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from transformers import Qwen2VLForConditionalGeneration
 
 from brushup.config import PromptConfig
 from brushup.policy.enhancer import Enhancement, PromptEnhancer
+from brushup.prompts.images import load_image
 from brushup.render.job import RenderJob, RenderResult
 from brushup.rewards.keyword_retention import keyword_retention
 from support.launching import ENVIRONMENT
@@ -29,7 +31,6 @@ from support.launching import ENVIRONMENT
 
 COMMAND = (sys.executable, "recipes/demo.py", "--config", "recipes/tiny_cpu.yaml")
 POLICY = "data/tiny_world/policy"
-MISSING = "runs/no_such_model"
 PROMPT = "crimson disk, huge, snowy backdrop"
 
 
@@ -44,11 +45,19 @@ def adapter(tmp_path_factory) -> str:
 
 
 @pytest.fixture(scope="module")
-def url(adapter, tmp_path_factory):
+def broken(tmp_path_factory) -> str:
+    """A model without its weights, which shows only when it is loaded."""
+    folder = tmp_path_factory.mktemp("broken")
+    shutil.copy(TINY_WORLD / "policy" / "config.json", folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def url(adapter, broken, tmp_path_factory):
     """Of a running demo."""
     folder = tmp_path_factory.mktemp("demo")
     log = folder / "log"
-    command = [*COMMAND, "--models", adapter, MISSING, "--reward_funcs", "clip", "keyword_retention", "--port", "0"]
+    command = [*COMMAND, "--models", adapter, broken, "--reward_funcs", "clip", "keyword_retention", "--port", "0"]
     with log.open("w") as file:
         environment = ENVIRONMENT | {"GRADIO_TEMP_DIR": str(folder / "pictures")}
         server = subprocess.Popen(command, cwd=REPOSITORY, env=environment, stdout=file, stderr=file)
@@ -107,7 +116,7 @@ def what_is_shown(page: Page, seed: int) -> Shown:
     return Shown(
         texts=[page.locator(f"#{side}-text textarea").input_value() for side in ("original", "rewrite")],
         pictures=pictures,
-        scores={name: [float(score) for score in values] for name, *values in rows},
+        scores={name: [float(score.split()[0]) for score in values] for name, *values in rows},
         message=page.locator("#message").inner_text(),
     )
 
@@ -135,6 +144,8 @@ def test_a_prompt_and_its_rewrite_side_by_side(page, worker):
     kept = keyword_retention(
         prompts=[""] * 2, completions=[[{"content": prompt}] for prompt in shown.texts], user_prompt=[PROMPT] * 2
     )
+    lost = page.locator("#scores tr").filter(has_text="keyword_retention").locator(".worse")
+    expect(lost).to_have_text(f"{kept[1] - kept[0]:.3f} worse")
     assert shown.scores == {
         "clip": pytest.approx([*clip, clip[1] - clip[0]], abs=0.002),
         "keyword_retention": pytest.approx([*kept, kept[1] - kept[0]], abs=0.001),
@@ -151,7 +162,6 @@ def test_the_seed_decides_the_pictures(page, browser, url):
     field = page.get_by_label("Seed", exact=True)
     expect(field).not_to_have_value("8")
     seed = int(field.input_value())
-    page.get_by_role("button", name="Enhance").click()
     assert (what_is_shown(page, seed).pictures[0] != first.pictures[0]).any()
 
     somebody_else = browser.new_page()
@@ -183,19 +193,48 @@ def test_the_model_and_the_temperature_decide_the_rewrite(page, adapter):
     assert enhance(page, PROMPT, seed).texts[1] == wanted(POLICY, temperature=1.0, seed=seed).prompt
 
 
-def test_an_example_fills_in_the_prompt(page):
+def test_an_example_is_rendered_at_once(page):
+    """Or the images of another prompt would stand below it."""
     choose_model(page, POLICY)
+    enhance(page, PROMPT, seed=3)
     row = page.locator("#examples tbody tr").nth(2)
     prompt, category = (text.strip() for text in row.locator("td").all_inner_texts())
     assert category
     row.click()
-    field = page.get_by_label("Prompt", exact=True)
-    expect(field).to_have_value(prompt)
-    field.press("Enter")
-    assert what_is_shown(page, seed=0).texts[0] == prompt
+    expect(page.get_by_label("Prompt", exact=True)).to_have_value(prompt)
+    expect(page.locator("#original-text textarea")).to_have_value(prompt)
+    assert what_is_shown(page, seed=3).texts[0] == prompt
 
 
-def test_what_goes_wrong_is_said_in_words(page):
+def test_several_rewrites_to_choose_from(page, worker):
+    choose_model(page, POLICY)
+    page.get_by_role("spinbutton", name=re.compile("Rewrites")).fill("8")
+    page.get_by_label("Prompt", exact=True).focus()
+    first = enhance(page, PROMPT, seed=5)
+    written = PromptEnhancer.from_pretrained(POLICY, device="cpu").enhance(PROMPT, n=8, seed=5, max_new_tokens=32)
+    prompts = list(dict.fromkeys(rewrite.prompt for rewrite in written))
+    assert first.texts[1] == prompts[0] and len(prompts) > 1
+    page.locator("#choice label").nth(len(prompts) - 1).click()
+    expect(page.locator("#rewrite-text textarea")).to_have_value(prompts[-1])
+    shown = what_is_shown(page, seed=5)
+    (wanted,) = worker.submit([RenderJob(prompts[-1], PROMPT, seed=5)], return_images=True).result()
+    assert np.abs(shown.pictures[1] - np.asarray(wanted.image, dtype=int)).max() <= 2
+    assert shown.scores["clip"][1] == pytest.approx(wanted.scores["clip"], abs=0.002)
+
+
+def test_an_image_beside_the_prompt_reaches_the_policy(page, tmp_path):
+    Image.new("RGB", (64, 64), "blue").save(tmp_path / "blue.png")
+    choose_model(page, POLICY)
+    page.get_by_role("button", name="An image beside the prompt").click()
+    page.locator("input[type=file]").set_input_files(tmp_path / "blue.png")
+    expect(page.locator("img[src*='blue.png']")).to_be_visible()
+    wanted = PromptEnhancer.from_pretrained(POLICY, device="cpu").enhance(
+        PROMPT, max_new_tokens=32, image=load_image(tmp_path / "blue.png")
+    )
+    assert enhance(page, PROMPT, seed=5).texts[1] == wanted.prompt
+
+
+def test_what_goes_wrong_is_said_in_words(page, broken):
     def says(words: str) -> None:
         page.get_by_role("button", name="Enhance").click()
         expect(page.get_by_role("alert")).to_contain_text(words, timeout=30_000)
@@ -206,11 +245,12 @@ def test_what_goes_wrong_is_said_in_words(page):
     page.get_by_label("Prompt", exact=True).fill("a red ball " * 1000)
     says("10,999 characters; at most 8,000")
     page.get_by_label("Prompt", exact=True).fill(PROMPT)
-    page.get_by_label("Seed", exact=True).fill("-1")
-    says("a whole number from 0 to")
+    for seed in ("-1", "1.5"):
+        page.get_by_label("Seed", exact=True).fill(seed)
+        says("a whole number from 0 to")
     page.get_by_label("Seed", exact=True).fill("0")
-    choose_model(page, MISSING)
-    says(f"The model {MISSING} cannot be loaded")
+    choose_model(page, broken)
+    says(f"The model {broken} cannot be loaded")
 
     choose_model(page, POLICY)
     assert enhance(page, PROMPT, seed=0).texts[0] == PROMPT  # and it goes on
@@ -230,10 +270,10 @@ def test_it_fits_on_a_phone(page):
 def test_no_file_and_no_other_model_can_be_had(url):
     for path in ("recipes/tiny_cpu.yaml", REPOSITORY / "recipes/tiny_cpu.yaml", "/etc/passwd"):
         assert httpx.get(f"{url}gradio_api/file={path}").status_code == 403
-    assert httpx.post(f"{url}gradio_api/upload", files={"files": b"x" * 10_000}).status_code == 413
+    assert httpx.post(f"{url}gradio_api/upload", files={"files": b"x" * 11_000_000}).status_code == 413
     call = f"{url}gradio_api/call/compare"
     for model, end in ((POLICY, "event: complete"), (str(TINY_WORLD / "policy"), "event: error")):
-        answer = httpx.post(call, json={"data": [PROMPT, model, 0, 0]}).json()
+        answer = httpx.post(call, json={"data": [PROMPT, model, 0, 0, 1, None]}).json()
         assert end in httpx.get(f"{call}/{answer['event_id']}", timeout=30).text
 
 
@@ -268,14 +308,26 @@ def test_remarks(recipe):
         "The rewrite has 90 clip tokens; the generator reads the first 77 only."
     ]
     failed = RenderResult(error="CUDA out of memory")
-    assert remarks(False, failed, failed) == ["Could not be drawn: CUDA out of memory"]
+    assert remarks(False, failed, failed) == ["Could not be rendered: CUDA out of memory"]
     assert recipe["table_of"](failed, failed) == ""
+    table = recipe["table_of"](RenderResult({"clip": 0.9}), RenderResult({"clip": 0.379}))
+    assert '<span class="worse">-0.521 worse</span>' in table
+
+
+def test_without_a_settings_file_it_says_which(monkeypatch, capsys):
+    monkeypatch.setattr("brushup.console.quiet_libraries", lambda: None)
+    monkeypatch.setattr(sys, "argv", ["recipes/demo.py", "--models", POLICY])
+    with pytest.raises(SystemExit):
+        runpy.run_path(str(REPOSITORY / "recipes/demo.py"), run_name="__main__")
+    said = capsys.readouterr().err.splitlines()
+    assert "--config names the YAML file of the run" in said[-1] and len(said) <= 3
 
 
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
         (["--modles", "runs/tiny_cpu"], "unknown arguments: --modles runs/tiny_cpu"),
+        (["--models", "runs/nope"], "the model runs/nope is no folder here with a model, and none on the Hub"),
         (["--examples", "no/such.jsonl"], "no/such.jsonl: no such prompt file"),
         (["--worker", "remote"], "worker: 'remote' is none of local, auto, spawn and http://host:port"),
         (["--port", "{busy}"], "--port 0 takes any that is free"),
