@@ -269,6 +269,20 @@ class EvaluationConfig(ScoringConfig):
 
 
 @dataclass
+class DemoConfig(RewardConfig):
+    """The settings of a run that the demo reads, and its own."""
+
+    model_name_or_path: str = setting("The policy before training.", kw_only=True)
+    models: list[str] = setting("The trained policies: adapters or models, folders or Hub ids.", default=[])
+    max_completion_length: int = setting("Tokens that an answer may have.", default=256)
+    examples: str | None = setting(
+        "Prompts to try; default: challenging.jsonl beside the run's `validation_prompts`, else these.", default=None
+    )
+    host: str = setting("Address to listen on; whoever can reach it can use the page.", default="127.0.0.1")
+    port: int = setting("Port to listen on; 0: any that is free.", default=7860)
+
+
+@dataclass
 class ServeConfig:
     """The service: how many copies of the worker, and where."""
 

@@ -24,7 +24,10 @@ import psutil
 import yaml
 
 
-ALL = ("DataConfig", "RenderConfig", "PromptEnhancerConfig", "ModelConfig", "EvaluationConfig", "ServeConfig")
+ALL = (
+    *("DataConfig", "RenderConfig", "PromptEnhancerConfig", "ModelConfig"),
+    *("EvaluationConfig", "ServeConfig", "DemoConfig"),
+)
 USAGE = "%(prog)s --config FILE [--name VALUE ...]"
 FILES = {  # of the classes, by package and path
     "GRPOConfig": ("trl", "trainer/grpo_config.py"),
@@ -135,6 +138,8 @@ def _config_path(words: list[str]) -> str | None:
 
 
 def _refuse(parser: argparse.ArgumentParser, text: str) -> NoReturn:
+    if "arguments are required" in text and not _config_path(sys.argv):
+        text = f"--config names the YAML file of the run: --config recipes/tiny_cpu.yaml ({text})"
     say_after_launcher(f"error: {text}")
     argparse.ArgumentParser.error(parser, text)
 

@@ -8,6 +8,12 @@ With the YAML file of a run, which names the generator and the rewards, and the 
 be chosen, too. `--worker http://127.0.0.1:8100` renders with a service (recipes/serve.py) instead of in this process.
 """
 
+from brushup.flags import answer_at_once, parse
+
+
+if __name__ == "__main__":  # before the imports below, which take ten seconds
+    answer_at_once(__doc__, "PromptConfig", "RenderConfig", "DemoConfig")
+
 import dataclasses
 import functools
 import html
@@ -18,7 +24,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 
@@ -30,9 +36,8 @@ except ImportError:
 from peft import PeftConfig
 from PIL import Image
 from transformers import AutoConfig
-from trl import TrlParser
 
-from brushup.config import PromptConfig, RenderConfig, RewardConfig
+from brushup.config import DemoConfig, PromptConfig, RenderConfig
 from brushup.console import quiet_libraries, serve_command
 from brushup.evaluation.arm import text_scores
 from brushup.policy.enhancer import Enhancement, PromptEnhancer, vision_placeholder_ids
@@ -70,29 +75,6 @@ CSS = """
 .dark #scores .better { color: #4ade80; } .dark #scores .worse { color: #f87171; }
 #examples tr > * { text-align: left; justify-content: start; }
 """
-
-
-@dataclass
-class DemoConfig(RewardConfig):
-    """The settings of a run that the page reads from its YAML file, and the page's own."""
-
-    models: list[str] = field(
-        default_factory=list,
-        metadata={"help": "The trained policies to choose among: adapters or models, folders or Hub ids."},
-    )
-    model_name_or_path: str = field(kw_only=True, metadata={"help": "The policy before training."})
-    max_completion_length: int = field(default=256, metadata={"help": "Tokens that an answer may have."})
-    examples: str | None = field(
-        default=None,
-        metadata={
-            "help": "Prompts to try: a file, or a Hub data set (its split `validation`); default: challenging.jsonl "
-            "beside the run's `validation_prompts`, else these."
-        },
-    )
-    host: str = field(
-        default="127.0.0.1", metadata={"help": "Address to listen on; whoever can reach it can use the page."}
-    )
-    port: int = field(default=7860, metadata={"help": "Port to listen on; 0: any that is free."})
 
 
 def find_port(host: str, port: int) -> int:
@@ -461,12 +443,4 @@ def main(prompts: PromptConfig, render: RenderConfig, config: DemoConfig) -> Non
 
 if __name__ == "__main__":
     quiet_libraries()
-    usage = "%(prog)s --config YAML_FILE_OF_A_RUN [--models FOLDER_OR_HUB_ID ...] [options]"
-    parser = TrlParser((PromptConfig, RenderConfig, DemoConfig), usage=usage)
-    if {"--config", "--generator", "-h", "--help"}.isdisjoint(flag.split("=")[0] for flag in sys.argv):
-        parser.error("--config names the YAML file of the run: --config recipes/tiny_cpu.yaml")
-    # The YAML file also has what only training reads; a flag that nobody knows is an error.
-    *configs, _, unknown = parser.parse_args_and_config(return_remaining_strings=True, separate_remaining_strings=True)
-    if unknown:
-        parser.error(f"unknown arguments: {' '.join(unknown)}")
-    main(*configs)
+    main(*parse(PromptConfig, RenderConfig, DemoConfig))

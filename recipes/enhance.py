@@ -13,10 +13,55 @@ standard error.
 """
 
 import argparse
-import itertools
-import json
 import math
 import sys
+
+
+RANGES = {"n": (1, math.inf), "max_new_tokens": (1, math.inf), "temperature": (0, math.inf), "seed": (0, 2**64 - 1)}
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Return the arguments; end the program if they do not fit together."""
+    parser = argparse.ArgumentParser(
+        usage="%(prog)s --model MODEL [options] [prompts ...]",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("prompts", nargs="*", help="the prompts; default: the lines of --file, or of standard input")
+    parser.add_argument("--model", required=True, help="adapter or model: Hub id or folder")
+    parser.add_argument("--file", help="a text file with a prompt a line, or .jsonl, .csv, .parquet")
+    parser.add_argument("--prompt_column", default="user_prompt", help="of such a file")
+    parser.add_argument("--format", choices=["text", "jsonl"], default="text")
+    parser.add_argument("--n", type=int, default=1, help="rewrites of each prompt")
+    parser.add_argument("--temperature", type=float, help="default 0, the likeliest rewrite; 0.7 for several")
+    parser.add_argument("--max_new_tokens", type=int, default=128)
+    parser.add_argument("--seed", type=int, default=0, help="of the sampling, and of the images")
+    parser.add_argument("--image", help="a reference image beside all prompts, for policies that take one")
+    parser.add_argument("--device", help="default cuda, else mps, else cpu")
+    parser.add_argument(
+        "--dtype", choices=["float32", "bfloat16", "float16", "auto"], help="default bfloat16 on CUDA, else float32"
+    )
+    parser.add_argument("--render", metavar="DIR", help="render both versions; needs --config")
+    parser.add_argument("--config", help="a run's YAML file, for its generator")
+    arguments = parser.parse_args()
+    if bool(arguments.render) != bool(arguments.config):
+        parser.error("--render DIR and --config YAML go together: the YAML file names the generator")
+    if arguments.prompts and arguments.file:
+        parser.error("prompts come from the arguments or from --file, not from both")
+    for name, (least, most) in RANGES.items():
+        value = vars(arguments)[name]
+        if value is not None and not least <= value <= most:
+            parser.error(
+                f"--{name} {value}: must be {f'from {least} to {most}' if most < math.inf else f'>= {least}'}"
+            )
+    return arguments
+
+
+if __name__ == "__main__":  # before the imports below, which take ten seconds
+    arguments = parse_arguments()
+
+import itertools
+import json
 from pathlib import Path
 
 import torch
@@ -29,10 +74,8 @@ from brushup.console import progress, quiet_libraries
 from brushup.policy.enhancer import Enhancement, PromptEnhancer
 from brushup.prompts.dataset import load_prompts
 from brushup.prompts.images import load_image
+from brushup.prompts.reading import read_text
 from brushup.render.renderer import Renderer, RenderFailure
-
-
-RANGES = {"n": (1, math.inf), "max_new_tokens": (1, math.inf), "temperature": (0, math.inf), "seed": (0, 2**64 - 1)}
 
 
 def read_prompts(arguments: argparse.Namespace) -> tuple[list[str], list[Image.Image | None]]:
@@ -43,7 +86,7 @@ def read_prompts(arguments: argparse.Namespace) -> tuple[list[str], list[Image.I
         rows = list(load_prompts(arguments.file, "validation", prompt_column=arguments.prompt_column))
         prompts, images = [row["user_prompt"] for row in rows], [row.get("image") for row in rows]
     else:
-        text = Path(arguments.file).read_text(encoding="utf-8") if arguments.file else sys.stdin.read()
+        text = read_text(arguments.file) if arguments.file else sys.stdin.read()
         prompts = [line.strip() for line in text.splitlines() if line.strip()]
         images = [None] * len(prompts)
     if arguments.image:
@@ -105,7 +148,7 @@ def main(arguments: argparse.Namespace) -> None:
     try:
         prompts, images_beside = read_prompts(arguments)
     except UnicodeDecodeError as error:
-        raise ValueError(f"{arguments.file or 'standard input'} is no UTF-8 text: {error}") from error
+        raise ValueError(f"standard input is no UTF-8 text: {error}") from error
     if not prompts:
         raise ValueError("no prompts: give them as arguments, with --file, or on standard input")
     if arguments.device:
@@ -137,38 +180,6 @@ def main(arguments: argparse.Namespace) -> None:
 
 if __name__ == "__main__":
     quiet_libraries()
-    parser = argparse.ArgumentParser(
-        usage="%(prog)s --model MODEL [options] [prompts ...]",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("prompts", nargs="*", help="the prompts; default: the lines of --file, or of standard input")
-    parser.add_argument("--model", required=True, help="adapter or model: Hub id or folder")
-    parser.add_argument("--file", help="a text file with a prompt a line, or .jsonl, .csv, .parquet")
-    parser.add_argument("--prompt_column", default="user_prompt", help="of such a file")
-    parser.add_argument("--format", choices=["text", "jsonl"], default="text")
-    parser.add_argument("--n", type=int, default=1, help="rewrites of each prompt")
-    parser.add_argument("--temperature", type=float, help="default 0, the likeliest rewrite; 0.7 for several")
-    parser.add_argument("--max_new_tokens", type=int, default=128)
-    parser.add_argument("--seed", type=int, default=0, help="of the sampling, and of the images")
-    parser.add_argument("--image", help="a reference image beside all prompts, for policies that take one")
-    parser.add_argument("--device", help="default cuda, else mps, else cpu")
-    parser.add_argument(
-        "--dtype", choices=["float32", "bfloat16", "float16", "auto"], help="default bfloat16 on CUDA, else float32"
-    )
-    parser.add_argument("--render", metavar="DIR", help="render both versions; needs --config")
-    parser.add_argument("--config", help="a run's YAML file, for its generator")
-    arguments = parser.parse_args()
-    if bool(arguments.render) != bool(arguments.config):
-        parser.error("--render DIR and --config YAML go together: the YAML file names the generator")
-    if arguments.prompts and arguments.file:
-        parser.error("prompts come from the arguments or from --file, not from both")
-    for name, (least, most) in RANGES.items():
-        value = vars(arguments)[name]
-        if value is not None and not least <= value <= most:
-            parser.error(
-                f"--{name} {value}: must be {f'from {least} to {most}' if most < math.inf else f'>= {least}'}"
-            )
     try:
         main(arguments)
     except (OSError, ValueError) as error:  # no such model, file or prompt

@@ -9,8 +9,6 @@ me/name`. Weights that are not finite, or that training did not change, are refu
 
 import argparse
 
-from brushup.publishing.hub import publish
-
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -19,6 +17,8 @@ if __name__ == "__main__":
     parser.add_argument("--private", action="store_true", default=None, help="if it is created: for you alone")
     parser.add_argument("--keep_card", action="store_true", help="push README.md as it is")
     args = parser.parse_args()
+    from brushup.publishing.hub import publish  # takes ten seconds: --help does not wait for it
+
     try:
         print(f"pushed to {publish(args.output_dir, args.hub_model_id, args.private, args.keep_card)}")
     except Exception as error:

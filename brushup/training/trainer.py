@@ -70,8 +70,7 @@ class PromptEnhancerTrainer(GRPOTrainer):
         setattr(self.model.generation_config, DECODING, decoding_of(args))  # also for validation and later use
         self.worker, self.rewards = worker, rewards
         self.objective = Objective.from_specs(rewards)
-        single = [] if eval_dataset is None or isinstance(eval_dataset, dict) else eval_dataset
-        self.validation = self._validation_on(single)
+        self.validation = self._validation_on([] if isinstance(eval_dataset, dict) else eval_dataset or [])
         self.arms: dict[int, Arm] = {}  # the outcome of each validation, by step
         measures_gain = args.log_gain or bool(self.objective.gain_gates)
         self.gained = [spec.name for spec in rewards if measures_gain and spec.looks_at_images]
@@ -169,10 +168,9 @@ class PromptEnhancerTrainer(GRPOTrainer):
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
         rollout = self._rollout
         with self.times.measure("wait"):
-            rendered = RenderedRows.collect(rollout, self.args.images_per_prompt)
-            while self.failure_limit.wants_it_again(rendered):
+            collect = partial(RenderedRows.collect, rollout, self.args.images_per_prompt)
+            while self.failure_limit.wants_it_again(rendered := collect()):
                 rollout.render()
-                rendered = RenderedRows.collect(rollout, self.args.images_per_prompt)
         # Rewards judge the prompt that is rendered, so text rewards get the parsed rewrites.
         parsed = [[{"role": "assistant", "content": rewrite or ""}] for rewrite in rollout.rewrites]
         columns = zip(inputs, rendered.scores, rendered.tokens, completions, strict=True)
@@ -186,8 +184,7 @@ class PromptEnhancerTrainer(GRPOTrainer):
         z_scores = self.callback(ZScoreState)
         self.objective.load_state(z_scores.values)
         batch = ScoredBatch.gather(rollout, rendered, raw, self.objective, self.worker.token_limits)
-        if self.model.training:
-            z_scores.values = self.objective.state()
+        z_scores.values = self.objective.state() if self.model.training else z_scores.values
         log_batch(self, batch, rollout, self.objective, self.gained)
         if rollout.keeps_images:
             save_samples(self, rollout, rendered, batch)

@@ -95,7 +95,7 @@ def test_the_columns_of_a_file(enhance, rewrites, tmp_path):
         (["--file", "/dev/null"], "no prompts: give them as arguments, with --file, or on standard input"),
         (["a cat", "--file", "prompts.txt"], "prompts come from the arguments or from --file, not from both"),
         (["--file", "no/such.txt"], "No such file or directory: 'no/such.txt'"),
-        (["--file", "docs/demo.png"], "docs/demo.png is no UTF-8 text"),
+        (["--file", "docs/demo.png"], "docs/demo.png:1: the byte 0x89 is not UTF-8"),
         (["a cat", "--render", "images"], "--render DIR and --config YAML go together"),
         (["a cat", "--render", "images", "--config", "nope.yaml"], "No such file or directory: 'nope.yaml'"),
         (["a cat", "--render", "images", "--config", "README.md"], "README.md: "),

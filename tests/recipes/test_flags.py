@@ -9,7 +9,7 @@ from conftest import REPOSITORY
 from trl import ModelConfig
 
 from brushup import flags
-from brushup.config import DataConfig, EvaluationConfig, PromptEnhancerConfig, RenderConfig, ServeConfig
+from brushup.config import DataConfig, DemoConfig, EvaluationConfig, PromptEnhancerConfig, RenderConfig, ServeConfig
 from support.launching import ACCELERATE
 
 
@@ -31,7 +31,8 @@ def test_help_and_a_misspelled_flag(recipe):
     shown = answer(recipe, "--help")
     assert shown.returncode == 0, shown.stderr[-2000:]
     assert f"python recipes/{recipe}.py" in shown.stdout or "accelerate launch" in shown.stdout  # an example
-    wrong = answer(recipe, "--ouput_dirr", "x")
+    required = {"enhance": ["--model", "m"], "publish": ["--output_dir", "o", "--hub_model_id", "me/m"]}
+    wrong = answer(recipe, *required.get(recipe, ()), "--ouput_dirr", "x")
     assert wrong.returncode == 2 and "--ouput_dirr" in wrong.stderr.splitlines()[-1], wrong.stderr[-2000:]
 
 
@@ -45,7 +46,7 @@ def test_the_help_has_our_settings_first_then_those_of_trl_in_short():
 
 def test_the_names_are_those_of_the_classes():
     """They are read from source files, without an import."""
-    classes = (DataConfig, RenderConfig, PromptEnhancerConfig, EvaluationConfig, ServeConfig, ModelConfig)
+    classes = (DataConfig, RenderConfig, PromptEnhancerConfig, EvaluationConfig, ServeConfig, DemoConfig, ModelConfig)
     read = {name for fields in flags._read_fields(flags.ALL).values() for name in fields}
     assert read == {field.name for config in classes for field in dataclasses.fields(config) if field.init}
 
