@@ -85,6 +85,7 @@ def main(render: RenderConfig, rewards: RewardConfig, service: ServeConfig) -> N
     cluster = {"address": "local", "num_cpus": max(service.num_replicas * cpus, 1), "_temp_dir": folder}
     try:
         ray.init(include_dashboard=False, **({"address": service.ray_address} if service.ray_address else cluster))
+        os.chmod(folder, 0o700)  # Ray opens it to all
         end_on_signals()
         quiet = {"enable_access_log": False}
         serve.start("HeadOnly", {"host": service.host, "port": port}, logging_config=quiet)
