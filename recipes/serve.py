@@ -85,9 +85,10 @@ def main(render: RenderConfig, rewards: RewardConfig, service: ServeConfig) -> N
 
     if "BRUSHUP_PARENT" in os.environ:
         end_with(int(os.environ["BRUSHUP_PARENT"]))
-    # Ray's logs and sockets. Ray's default, in TMPDIR, may be too long for the path of a socket: 107 bytes.
+    # For Ray's logs and sockets; Ray opens its own folder to all accounts, but not this one around it. Not in TMPDIR:
+    # the path of a socket has at most 107 bytes.
     folder = tempfile.mkdtemp(prefix="brushup-", dir=os.environ.get("RAY_TMPDIR", "/tmp"))
-    cluster = {"address": "local", "num_cpus": max(service.num_replicas * cpus, 1), "_temp_dir": folder}
+    cluster = {"address": "local", "num_cpus": max(service.num_replicas * cpus, 1), "_temp_dir": f"{folder}/ray"}
     try:
         ray.init(include_dashboard=False, **({"address": service.ray_address} if service.ray_address else cluster))
         end_on_signals()

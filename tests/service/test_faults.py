@@ -138,7 +138,7 @@ def test_a_service_that_dies(mortal, tmp_path):
     assert len(late) == (STEPS - step) * 16 and late["clip"].notna().all()
 
 
-def test_a_run_starts_its_own_service_again(service, tmp_path):
+def test_a_run_starts_its_own_service_again(mortal, tmp_path):
     """One that is killed alone costs time, and no row; the rows are those of a run that nothing happened to."""
     killed, unbroken = tmp_path / "killed", tmp_path / "unbroken"
     for folder in (killed, unbroken):
@@ -153,7 +153,7 @@ def test_a_run_starts_its_own_service_again(service, tmp_path):
     assert code == 0, said[-3000:]
     assert said.count("ended (code -9): starting it again") == 1
     assert_all_scored(killed, STEPS, 16)
-    run(two_ranks(unbroken, service.url))
+    run(two_ranks(unbroken, mortal.url))
     steps = range(1, STEPS + 1)
     rows, expected = rows_of(killed, *steps), rows_of(unbroken, *steps)
     assert rows[["user_prompt", "rewrite"]].equals(expected[["user_prompt", "rewrite"]])
