@@ -251,7 +251,7 @@ class Comparison:
     max_new_tokens: int
 
     def run(
-        self, user_prompt: str, name: str, temperature: float, seed: float | None, n: int, image: str | None
+        self, user_prompt: str, seed: float | None, name: str, temperature: float, n: int, image: str | None
     ) -> Iterator[dict]:
         """Yield the new values of outputs, again and again until the comparison is complete.
 
@@ -331,6 +331,22 @@ class Comparison:
         return dict(zip(shown, candidates[place], strict=True))
 
 
+def build_inputs(choices: list[tuple[str, str]], with_image: bool) -> list[gr.components.Component]:
+    """Add what a user fills in to the page, and return it in the order of `Comparison.run`'s arguments."""
+    prompt = gr.Textbox(label="Prompt", placeholder="What shall be rendered?", max_lines=5, autofocus=True)
+    with gr.Row():
+        model = gr.Dropdown(choices, value=choices[0][1], label="Model", filterable=False, min_width=200)
+        temperature = gr.Slider(
+            0, 1.5, value=0, step=0.1, label="Temperature (0: likeliest)", min_width=200, buttons=[]
+        )
+        count = gr.Slider(1, MAX_REWRITES, value=1, step=1, label="Rewrites", min_width=110, buttons=[])
+        seed = gr.Number(value=0, label="Seed", min_width=90)
+    with gr.Accordion("An image beside the prompt", open=False, visible=with_image):
+        # The file as it is: `load_image` reads it as training does.
+        image = gr.Image(label="Image", type="filepath", image_mode=None, sources=["upload"], height=200)
+    return [prompt, seed, model, temperature, count, image]
+
+
 def build_page(
     choices: list[tuple[str, str]],
     examples: list[tuple[str, str]],
@@ -352,17 +368,7 @@ def build_page(
             "# Brushup\nA model rewrites your prompt. Both are rendered from the same seed, and the images are "
             "scored against what **you** asked for."
         )
-        prompt = gr.Textbox(label="Prompt", placeholder="What shall be rendered?", max_lines=5, autofocus=True)
-        with gr.Row():
-            model = gr.Dropdown(choices, value=choices[0][1], label="Model", filterable=False, min_width=200)
-            temperature = gr.Slider(
-                0, 1.5, value=0, step=0.1, label="Temperature (0: likeliest)", min_width=200, buttons=[]
-            )
-            count = gr.Slider(1, MAX_REWRITES, value=1, step=1, label="Rewrites", min_width=110, buttons=[])
-            seed = gr.Number(value=0, label="Seed", min_width=90)
-        with gr.Accordion("An image beside the prompt", open=False, visible=with_image):
-            # The file as it is: `load_image` reads it as training does.
-            image = gr.Image(label="Image", type="filepath", image_mode=None, sources=["upload"], height=200)
+        prompt, seed, *others = build_inputs(choices, with_image)
         with gr.Row():
             enhance = gr.Button("Enhance", variant="primary", scale=4, min_width=180)
             new_seed = gr.Button("New seed", scale=1, min_width=120)
@@ -378,7 +384,7 @@ def build_page(
         comparison = Comparison(outputs, worker, text_rewards, max_new_tokens)
         compare = {
             "fn": comparison.run,
-            "inputs": [prompt, model, temperature, seed, count, image],
+            "inputs": [prompt, seed, *others],
             "outputs": list(vars(outputs).values()),
             "concurrency_limit": 1,  # models and worker are shared by all who look at the page
             "concurrency_id": "models",

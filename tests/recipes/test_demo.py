@@ -273,7 +273,7 @@ def test_no_file_and_no_other_model_can_be_had(url):
     assert httpx.post(f"{url}gradio_api/upload", files={"files": b"x" * 11_000_000}).status_code == 413
     call = f"{url}gradio_api/call/compare"
     for model, end in ((POLICY, "event: complete"), (str(TINY_WORLD / "policy"), "event: error")):
-        answer = httpx.post(call, json={"data": [PROMPT, model, 0, 0, 1, None]}).json()
+        answer = httpx.post(call, json={"data": [PROMPT, 0, model, 0, 1, None]}).json()
         assert end in httpx.get(f"{call}/{answer['event_id']}", timeout=30).text
 
 
