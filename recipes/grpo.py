@@ -227,6 +227,11 @@ def compare_before_and_after(
     say(f"{results.images_drawn:,} images, {results.seconds:.0f} s; saved to {args.output_dir}")
     for sign in found:
         say(f"reward hacking? {sign}")
+    if (share := results.arms["trained"]["prompt_share"]) < 0.99:
+        say(
+            f"{share:.1%} of an answer of the trained policy is the prompt: use it with Brushup's parser, or train with "
+            "the reward `format` (docs/rewards.md)"
+        )
     return results
 
 

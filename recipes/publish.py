@@ -22,4 +22,6 @@ if __name__ == "__main__":
     try:
         print(f"pushed to {publish(args.output_dir, args.hub_model_id, args.private, args.keep_card)}")
     except Exception as error:
-        raise SystemExit(f"not pushed: {error}") from error
+        from huggingface_hub import constants
+
+        raise SystemExit(f"not pushed to {constants.ENDPOINT}: {error}") from error

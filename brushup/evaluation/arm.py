@@ -10,6 +10,7 @@ from brushup.common import mean, thumbnail
 from brushup.console import progress
 from brushup.evaluation.sheet import can_write, labelled_grid
 from brushup.render.job import RenderJob, RenderResult, Worker, mean_scores, paired_seeds
+from brushup.rewards.format import kept_share
 from brushup.rewards.registry import TextReward
 
 
@@ -30,6 +31,7 @@ class Arm:
         checker_accuracy: the share of the images, 0..1, that the checker accepts.
         tokens: the length of the prompt for each tokenizer of the generator.
         malformed: whether the user's prompt replaces a malformed completion.
+        prompt_share: the share of the policy's answer, 0..1, that is the prompt; 1 if no policy wrote it.
         errors: of the machine and of the rewards.
         totals: of the rewards (see `Objective.totals_by_prompt`), once `Validation` knows those of the user prompts.
     """
@@ -41,6 +43,7 @@ class Arm:
     checker_accuracy: list[float | None]
     tokens: list[dict[str, int]]
     malformed: list[bool]
+    prompt_share: list[float]
     errors: list[str] = field(default_factory=list)
     totals: list[float | None] = field(default_factory=list)
 
@@ -125,6 +128,10 @@ def evaluate_prompts(
         checker_accuracy=accuracy,
         tokens=[row_results[0].tokens for row_results in by_row],
         malformed=list(malformed or [False] * len(rows)),
+        prompt_share=[
+            1.0 if answer is None else kept_share(answer, prompt)
+            for answer, prompt in zip(answers or [None] * len(rows), prompts, strict=True)
+        ],
         errors=[result.error for row_results in by_row for result in row_results if result.error] + errors,
     )
 

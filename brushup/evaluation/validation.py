@@ -144,6 +144,7 @@ class Validation:
             "above_original",
             "quality_score",
             "malformed",
+            "prompt_share",
             "failed",
             "success_rate",
             "checker_accuracy",
@@ -163,6 +164,7 @@ class Validation:
                 **{name: row[name] for name in kept if name in row},
                 "rewrite": arm.prompts[i],
                 "malformed": arm.malformed[i],
+                "prompt_share": arm.prompt_share[i],
                 "rewards": arm.rewards[i],
                 "original_rewards": self.original.rewards[i],
                 "checker_accuracy": arm.checker_accuracy[i],
@@ -180,7 +182,8 @@ class Validation:
             return None
         for row in rows:  # files from before 2026-12 call it right_pictures
             row.setdefault("checker_accuracy", row.get("right_pictures"))
-        names = ("user_prompt", "rewrite", "rewards", "checker_accuracy", "tokens", "malformed")
-        user_prompts, prompts, rewards, accuracy, tokens, malformed = ([row[name] for row in rows] for name in names)
+            row.setdefault("prompt_share", 1.0)
+        names = ("user_prompt", "rewrite", "rewards", "checker_accuracy", "tokens", "malformed", "prompt_share")
+        user_prompts, prompts, rewards, accuracy, *rest = ([row[name] for row in rows] for name in names)
         totals = self.objective.totals_by_prompt(rewards, [row["original_rewards"] for row in rows])
-        return Arm(user_prompts, prompts, rewards, [None] * len(rows), accuracy, tokens, malformed, totals=totals)
+        return Arm(user_prompts, prompts, rewards, [None] * len(rows), accuracy, *rest, totals=totals)

@@ -14,10 +14,26 @@ from trl import GRPOConfig
 from brushup.common import default_device
 from brushup.policy.chat import ask, prepare_processor, tokenize, tokenizer_of
 from brushup.policy.load import is_adapter, load_adapter, load_model, load_processor
-from brushup.prompts.template import parse_answer
+from brushup.prompts.template import SYSTEM_PROMPT, parse_answer
 
 
 DECODING = "brushup_decoding"  # an entry of a trained policy's generation_config.json
+
+
+HOW_TO_USE = """\
+# How to ask this model
+
+It rewrites a user's prompt for an image generator. Send two messages, with temperature 0:
+
+- `system`: {system_prompt}
+- `user`: the user's prompt
+
+Its answer may hold more than the prompt: quotes, a label, thoughts. Brushup's parser takes them away, and returns None
+for an answer without a prompt; then render what the user wrote:
+
+    from brushup.prompts.template import SYSTEM_PROMPT, parse_answer
+    prompt = parse_answer(answer) or user_prompt
+"""
 
 
 @dataclass(frozen=True)
@@ -103,12 +119,13 @@ class PromptEnhancer:
     def merge_and_save(self, folder: str | Path) -> None:
         """Save a plain checkpoint, an adapter merged into its base model, for `vllm serve` or transformers.
 
-        The enhancer then holds the merged model.
+        Its README.md says how to ask, and how to read the answer. The enhancer then holds the merged model.
         """
         if isinstance(self.model, PeftModel):
             self.model = self.model.merge_and_unload(safe_merge=True)
         self.model.save_pretrained(folder)
         self.processor.save_pretrained(folder)
+        Path(folder, "README.md").write_text(HOW_TO_USE.format(system_prompt=SYSTEM_PROMPT), encoding="utf-8")
 
     @torch.no_grad()  # not inference_mode: FSDP2 would go on with its tensors in training
     def enhance(

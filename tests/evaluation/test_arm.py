@@ -17,7 +17,10 @@ def arm(*scores, prompts=None, tokens=None):
     nothing = [None] * len(scores)
     rewards = [None if score is None else {"clip": score} for score in scores]
     users, tokens = ["p"] * len(scores), tokens or [{}] * len(scores)
-    return Arm(users, prompts or users, rewards, nothing, nothing, tokens, [False] * len(scores), totals=list(scores))
+    size = len(scores)
+    return Arm(
+        users, prompts or users, rewards, nothing, nothing, tokens, [False] * size, [1.0] * size, totals=list(scores)
+    )
 
 
 def test_paired_difference_leaves_failed_pairs_out():
@@ -49,7 +52,7 @@ def test_differences_use_the_totals():
         objective = Objective({"a": 1.0, "b": weight})
         nothing, users = [None] * 2, ["p"] * 2
         before, after = (
-            Arm(users, users, scores, nothing, nothing, [{}] * 2, [False] * 2, totals=totals)
+            Arm(users, users, scores, nothing, nothing, [{}] * 2, [False] * 2, [1.0] * 2, totals=totals)
             for scores in rewards
             for totals in [objective.totals_by_prompt(scores, rewards[0])]
         )

@@ -27,6 +27,7 @@ def arm(*scores, prompt="a cat"):
         [None] * count,
         [{}] * count,
         [False] * count,
+        [1.0] * count,
         totals=[*scores],
     )
 

@@ -13,7 +13,8 @@ from brushup.evaluation.results import Results
 def arm(*scores):
     users, nothing = ["p"] * len(scores), [None] * len(scores)
     rewards = [{"clip": score} for score in scores]
-    return Arm(users, users, rewards, nothing, nothing, [{}] * len(scores), [False] * len(scores), totals=list(scores))
+    size = len(scores)
+    return Arm(users, users, rewards, nothing, nothing, [{}] * size, [False] * size, [1.0] * size, totals=[*scores])
 
 
 def test_what_is_saved_is_loaded(tmp_path):
