@@ -62,7 +62,7 @@ def url(adapter, broken, tmp_path_factory):
         environment = ENVIRONMENT | {"GRADIO_TEMP_DIR": str(folder / "pictures")}
         server = subprocess.Popen(command, cwd=REPOSITORY, env=environment, stdout=file, stderr=file)
     try:
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + 180
         while not (ready := re.search(r"^ready: (\S+)", log.read_text(), re.MULTILINE)):
             assert server.poll() is None and time.monotonic() < deadline, log.read_text()[-3000:]
             time.sleep(0.1)
