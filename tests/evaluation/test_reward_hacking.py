@@ -23,7 +23,9 @@ def arm(reward, monitor, accuracy, prompt="a cat"):
     shares = (rng.random(60) < accuracy).astype(float).tolist()
     totals = [row["clip"] for row in rewards]
     counts = [{"clip": len(prompt.split())}] * 60
-    return Arm(["a cat"] * 60, [prompt] * 60, rewards, [None] * 60, shares, counts, [False] * 60, [1.0] * 60, totals=totals)
+    return Arm(
+        ["a cat"] * 60, [prompt] * 60, rewards, [None] * 60, shares, counts, [False] * 60, [1.0] * 60, totals=totals
+    )
 
 
 def test_held_out_signs_are_against_the_best_before():
