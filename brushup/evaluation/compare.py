@@ -69,7 +69,8 @@ class Measures:
             threshold), `quality_score` (the reward of that name, 0..1), `checker_accuracy` (share of images that the
             checker accepts; None without one), `tokens` (for each tokenizer the mean length `mean`, the share of
             prompts `share_cut` that it does not read to the end, and its `limit`), `malformed` and `failed` (shares
-            of all prompts), `prompt_share` (the mean share of an answer that is the prompt) and `n`, the prompts that count.
+            of all prompts), `prompt_share` (the mean share of an answer that is the prompt) and `n`, the prompts that
+            count.
         """
         totals = [total for total in arm.totals if total is not None]
         completions = [[{"role": "assistant", "content": prompt}] for prompt in arm.prompts]
