@@ -37,7 +37,8 @@ from peft import PeftConfig
 from PIL import Image
 from transformers import AutoConfig
 
-from brushup.config import DemoConfig, PromptConfig, RenderConfig
+from brushup.config import PromptConfig, RenderConfig
+from brushup.recipe_config import DemoConfig
 from brushup.console import quiet_libraries, serve_command
 from brushup.evaluation.arm import text_scores
 from brushup.policy.enhancer import Enhancement, PromptEnhancer, vision_placeholder_ids

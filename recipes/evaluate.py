@@ -31,7 +31,8 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 
 from brushup.common import cpu_only
-from brushup.config import EvaluationConfig, PromptConfig, RenderConfig
+from brushup.config import PromptConfig, RenderConfig
+from brushup.recipe_config import EvaluationConfig
 from brushup.console import progress, quiet_libraries, say, serve_command
 from brushup.evaluation.arm import STATIC_SUFFIX, Arm
 from brushup.evaluation.report import short_report, write_report
@@ -70,7 +71,7 @@ def main(prompts: PromptConfig, render: RenderConfig, args: EvaluationConfig) ->
     costs: dict[str, dict[str, float]] = {}
     for name in (*UNTRAINED_ARMS[:2], *policies):
         began, before = time.time(), worker.images_drawn
-        arms[name] = render_arm(name, policies.get(name), validation, args.dtype)
+        arms[name] = render_arm(name, policies.get(name), validation, args)
         images, seconds = sum(gather_object([worker.images_drawn - before])), round(time.time() - began, 1)
         costs[name] = {"seconds": seconds, "images_drawn": images}
         reward = validation.summary(arms[name])["reward"]
@@ -108,18 +109,19 @@ def name_policies(policies: Sequence[str]) -> dict[str, str]:
     return dict(zip(names, policies, strict=True))
 
 
-def render_arm(name: str, policy: str | None, validation: Validation, dtype: str | None) -> Arm:
+def render_arm(name: str, policy: str | None, validation: Validation, args: EvaluationConfig) -> Arm:
     """Return the arm of the policy's rewrites; without a policy, that of the user prompts, or of the suffix.
 
     Args:
         name: of the arm.
         policy: a Hub id or folder; None for `original` and `static`.
         validation: renders and scores.
-        dtype: of the policy.
+        args: how the policy is asked, as in the run.
     """
     if policy:
         with progress(f"loading {policy}"):
-            enhancer = PromptEnhancer.from_pretrained(policy, device=str(PartialState().device), dtype=dtype)
+            enhancer = PromptEnhancer.from_pretrained(policy, device=str(PartialState().device), dtype=args.dtype)
+            enhancer.ask_as(args)
         return validation.render_rewrites(validation.rewrite(enhancer))
     if name == "original":
         return validation.original

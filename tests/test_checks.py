@@ -7,7 +7,8 @@ from trl import ModelConfig
 
 from brushup.checks import RANGES, check_settings
 from brushup.common import default_device
-from brushup.config import DataConfig, EvaluationConfig, PromptEnhancerConfig, RenderConfig, ServeConfig
+from brushup.config import DataConfig, PromptEnhancerConfig, RenderConfig
+from brushup.recipe_config import EvaluationConfig, ServeConfig
 
 
 CLASSES = (DataConfig, RenderConfig, PromptEnhancerConfig, EvaluationConfig, ServeConfig, ModelConfig)

@@ -12,7 +12,8 @@ import numpy as np
 from accelerate import PartialState
 from accelerate.utils import gather_object
 
-from brushup.config import EvaluationConfig, PromptEnhancerConfig
+from brushup.config import PromptEnhancerConfig
+from brushup.recipe_config import EvaluationConfig
 from brushup.console import progress
 from brushup.evaluation.arm import IMAGES_KEPT, Arm, evaluate_prompts
 from brushup.evaluation.compare import Measures

@@ -14,6 +14,7 @@ from trl import GRPOConfig
 from brushup.common import default_device
 from brushup.policy.chat import ask, prepare_processor, tokenize, tokenizer_of
 from brushup.policy.load import is_adapter, load_adapter, load_model, load_processor
+from brushup.recipe_config import AskingConfig
 from brushup.prompts.template import SYSTEM_PROMPT, parse_answer
 
 
@@ -31,7 +32,8 @@ It rewrites a user's prompt for an image generator. Send two messages, with temp
 Its answer may hold more than the prompt: quotes, a label, thoughts. Brushup's parser takes them away, and returns None
 for an answer without a prompt; then render what the user wrote:
 
-    from brushup.prompts.template import SYSTEM_PROMPT, parse_answer
+    from brushup.recipe_config import AskingConfig
+from brushup.prompts.template import SYSTEM_PROMPT, parse_answer
     prompt = parse_answer(answer) or user_prompt
 """
 
@@ -62,7 +64,7 @@ def vision_placeholder_ids(config: PreTrainedConfig) -> list[int]:
     return [token for token in ids if token is not None]
 
 
-def decoding_of(args: GRPOConfig) -> dict[str, Any]:
+def decoding_of(args: GRPOConfig | AskingConfig) -> dict[str, Any]:
     """Return what decides an answer besides the sampling: penalties, for instance, as TRL generates with them."""
     sampling = (
         "do_sample",
@@ -115,6 +117,11 @@ class PromptEnhancer:
         load = load_adapter if is_adapter(name) else load_model
         model = load(name, dtype=dtype, device_map=device)
         return cls(model, load_processor(name))
+
+    def ask_as(self, args: GRPOConfig | AskingConfig) -> None:
+        """Ask and decode as a run with these settings does, whatever the policy was saved with."""
+        prepare_processor(self.processor, args.chat_template_kwargs)
+        self.decoding = decoding_of(args)
 
     def merge_and_save(self, folder: str | Path) -> None:
         """Save a plain checkpoint, an adapter merged into its base model, for `vllm serve` or transformers.

@@ -9,7 +9,8 @@ from conftest import REPOSITORY
 from trl import ModelConfig
 
 from brushup import flags
-from brushup.config import DataConfig, DemoConfig, EvaluationConfig, PromptEnhancerConfig, RenderConfig, ServeConfig
+from brushup.config import DataConfig, PromptEnhancerConfig, RenderConfig
+from brushup.recipe_config import DemoConfig, EvaluationConfig, ServeConfig
 from support.launching import ACCELERATE
 
 

@@ -16,7 +16,8 @@ from conftest import REPOSITORY, few_prompts
 from safetensors.torch import load_file
 from trl import TrlParser
 
-from brushup.config import RenderConfig, RewardConfig, ServeConfig
+from brushup.config import RenderConfig, RewardConfig
+from brushup.recipe_config import ServeConfig
 from support.launching import ACCELERATE, RECIPE, TWO_CPU_RANKS, free_port, run
 
 
