@@ -30,7 +30,9 @@ ALL = (
 )
 USAGE = "%(prog)s --config FILE [--name VALUE ...]"
 FILES = {  # of the classes, by package and path
-    **dict.fromkeys(("AskingConfig", "EvaluationConfig", "DemoConfig", "ServeConfig"), ("brushup", "recipe_config.py")),
+    **dict.fromkeys(
+        ("AskingConfig", "EvaluationConfig", "DemoConfig", "ServeConfig"), ("brushup", "recipe_config.py")
+    ),
     "GRPOConfig": ("trl", "trainer/grpo_config.py"),
     "_BaseConfig": ("trl", "trainer/base_config.py"),
     "ModelConfig": ("trl", "trainer/model_config.py"),

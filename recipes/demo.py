@@ -38,7 +38,6 @@ from PIL import Image
 from transformers import AutoConfig
 
 from brushup.config import PromptConfig, RenderConfig
-from brushup.recipe_config import DemoConfig
 from brushup.console import quiet_libraries, serve_command
 from brushup.evaluation.arm import text_scores
 from brushup.policy.enhancer import Enhancement, PromptEnhancer, vision_placeholder_ids
@@ -46,6 +45,7 @@ from brushup.policy.load import is_adapter
 from brushup.prompts.dataset import load_prompts, order_rows
 from brushup.prompts.images import load_image
 from brushup.prompts.template import build_messages
+from brushup.recipe_config import DemoConfig
 from brushup.render.job import MAX_PROMPT_CHARS, RenderJob, RenderResult, Worker
 from brushup.render.service.launch import get_worker
 from brushup.rewards.registry import TextReward, load_text_rewards, parse_rewards
@@ -243,13 +243,13 @@ class Comparison:
         outputs: the parts of the page to fill in.
         worker: renders, and computes the image rewards.
         text_rewards: by name.
-        max_new_tokens: that an answer of the policy may have.
+        config: how policies are asked.
     """
 
     outputs: Outputs
     worker: Worker
     text_rewards: dict[str, TextReward]
-    max_new_tokens: int
+    config: DemoConfig
 
     def run(
         self, user_prompt: str, seed: float | None, name: str, temperature: float, n: int, image: str | None
@@ -275,11 +275,12 @@ class Comparison:
                 **dict.fromkeys((outputs.original_image, outputs.rewrite_image, outputs.rewrite_text, outputs.scores)),
             }
             enhancer = load_enhancer(name)
+            enhancer.ask_as(self.config)
             yield {outputs.message: paragraphs(f"{name} is writing ...")}
             start = time.perf_counter()
             written = enhancer.enhance(
                 [user_prompt] * n,
-                max_new_tokens=self.max_new_tokens,
+                max_new_tokens=self.config.max_completion_length,
                 temperature=temperature or (TEMPERATURE_OF_SEVERAL if n > 1 else 0),
                 seed=seed,
                 image=load_image(image) if image else None,
@@ -306,7 +307,9 @@ class Comparison:
         remarks = [
             remark
             for rewrite, after in zip(rewrites, results, strict=True)
-            for remark in remarks_on(rewrite, [before, after], self.worker.token_limits, self.max_new_tokens)
+            for remark in remarks_on(
+                rewrite, [before, after], self.worker.token_limits, self.config.max_completion_length
+            )
         ]
         remarks += [reward.error for reward in self.text_rewards.values() if reward.error]
         candidates = [
@@ -353,7 +356,7 @@ def build_page(
     examples: list[tuple[str, str]],
     worker: Worker,
     text_rewards: dict[str, TextReward],
-    max_new_tokens: int,
+    config: DemoConfig,
     with_image: bool,
 ) -> gr.Blocks:
     """Return the page.
@@ -361,7 +364,7 @@ def build_page(
     Args:
         choices: (name on the page, folder or Hub id) of each model.
         examples: (prompt, category) of each.
-        worker, text_rewards, max_new_tokens: as for `Comparison`.
+        worker, text_rewards, config: as for `Comparison`.
         with_image: whether it takes an image beside the prompt.
     """
     with gr.Blocks(title="Brushup", analytics_enabled=False, delete_cache=(3600, 3600)) as page:
@@ -382,7 +385,7 @@ def build_page(
             samples_per_page=EXAMPLES_A_PAGE,
             elem_id="examples",
         )
-        comparison = Comparison(outputs, worker, text_rewards, max_new_tokens)
+        comparison = Comparison(outputs, worker, text_rewards, config)
         compare = {
             "fn": comparison.run,
             "inputs": [prompt, seed, *others],
@@ -429,7 +432,7 @@ def main(prompts: PromptConfig, render: RenderConfig, config: DemoConfig) -> Non
         sys.exit(str(error))
     choices = [(name, name) for name in dict.fromkeys(config.models)]
     choices.append((f"{config.model_name_or_path} (before training)", config.model_name_or_path))
-    page = build_page(choices, examples, worker, text_rewards, config.max_completion_length, with_image)
+    page = build_page(choices, examples, worker, text_rewards, config, with_image)
     page.launch(
         server_name=config.host,
         server_port=port,

@@ -32,7 +32,6 @@ from accelerate.utils import gather_object
 
 from brushup.common import cpu_only
 from brushup.config import PromptConfig, RenderConfig
-from brushup.recipe_config import EvaluationConfig
 from brushup.console import progress, quiet_libraries, say, serve_command
 from brushup.evaluation.arm import STATIC_SUFFIX, Arm
 from brushup.evaluation.report import short_report, write_report
@@ -41,6 +40,7 @@ from brushup.evaluation.reward_hacking import held_out_signs
 from brushup.evaluation.validation import Validation
 from brushup.policy.enhancer import PromptEnhancer
 from brushup.prompts.dataset import load_prompts
+from brushup.recipe_config import EvaluationConfig
 from brushup.render.service.launch import get_worker
 from brushup.rewards.combine import Objective
 from brushup.rewards.registry import RewardSpec, check_image_count, load_text_rewards, parse_rewards

@@ -29,8 +29,8 @@ import torch
 
 from brushup.common import end_with_parent
 from brushup.config import RenderConfig, RewardConfig
-from brushup.recipe_config import ServeConfig
 from brushup.console import quiet_libraries
+from brushup.recipe_config import ServeConfig
 from brushup.render.service.address import check_token
 from brushup.render.service.protocol import settings_of
 from brushup.render.worker import load_worker

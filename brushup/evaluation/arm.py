@@ -128,10 +128,7 @@ def evaluate_prompts(
         checker_accuracy=accuracy,
         tokens=[row_results[0].tokens for row_results in by_row],
         malformed=list(malformed or [False] * len(rows)),
-        prompt_share=[
-            1.0 if answer is None else kept_share(answer, prompt)
-            for answer, prompt in zip(answers or [None] * len(rows), prompts, strict=True)
-        ],
+        prompt_share=[kept_share(*pair) for pair in zip(answers or prompts, prompts, strict=True)],
         errors=[result.error for row_results in by_row for result in row_results if result.error] + errors,
     )
 

@@ -13,11 +13,11 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 
 from brushup.config import PromptEnhancerConfig
-from brushup.recipe_config import EvaluationConfig
 from brushup.console import progress
 from brushup.evaluation.arm import IMAGES_KEPT, Arm, evaluate_prompts
 from brushup.evaluation.compare import Measures
 from brushup.policy.enhancer import Enhancement, PromptEnhancer
+from brushup.recipe_config import EvaluationConfig
 from brushup.render.job import Worker
 from brushup.rewards.combine import Objective
 from brushup.rewards.registry import TextReward, resolve

@@ -114,13 +114,14 @@ def _special_words(tokenizer: PreTrainedTokenizerBase) -> re.Pattern:
 
 def tokenize(processor: Processor, conversations: Sequence[list[dict[str, Any]]]) -> BatchFeature:
     """Return the policy's inputs, padded on the left: the tokens, and images, that TRL makes of them."""
+    padding = {"padding": True}
     return processor.apply_chat_template(
         [_structured(processor, conversation) for conversation in conversations],
         add_generation_prompt=True,
         tokenize=True,
         return_dict=True,
         return_tensors="pt",
-        padding=True,
+        **({"processor_kwargs": padding} if isinstance(processor, ProcessorMixin) else padding),
     )
 
 

@@ -14,8 +14,8 @@ from trl import GRPOConfig
 from brushup.common import default_device
 from brushup.policy.chat import ask, prepare_processor, tokenize, tokenizer_of
 from brushup.policy.load import is_adapter, load_adapter, load_model, load_processor
-from brushup.recipe_config import AskingConfig
 from brushup.prompts.template import SYSTEM_PROMPT, parse_answer
+from brushup.recipe_config import AskingConfig
 
 
 DECODING = "brushup_decoding"  # an entry of a trained policy's generation_config.json

@@ -32,10 +32,11 @@ class StopOnSignal(TrainerCallback):
         self._former: dict = {}
 
     def on_train_begin(self, args, state, control, **kwargs):
-        handled = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]  # nohup ignores SIGHUP
+        handled = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]  # nohup: SIGHUP
         self._former = {number: signal.signal(number, self._remember) for number in handled}
-        # A child that a reward forks, as multiprocessing does, would remember the signal that is to end it.
-        os.register_at_fork(after_in_child=self._give_back)
+        # A child that a reward forks, as multiprocessing does, would remember the signal that is to end it. A signal
+        # that comes while it is forked waits until the child has its handlers.
+        os.register_at_fork(before=self._block, after_in_parent=self._unblock, after_in_child=self._in_child)
         if PartialState().num_processes == 1:
             end_with_parent()  # a launcher that is killed takes its ranks along only if there are several
 
@@ -57,6 +58,16 @@ class StopOnSignal(TrainerCallback):
 
     def on_train_end(self, args, state, control, **kwargs):
         self._give_back()
+
+    def _block(self) -> None:
+        self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, self._former)
+
+    def _unblock(self) -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
+
+    def _in_child(self) -> None:
+        self._give_back()
+        self._unblock()
 
     def _give_back(self) -> None:
         while self._former:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY_WORLD
+import yaml
+from conftest import REPOSITORY, TINY_WORLD
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import (
@@ -36,7 +37,8 @@ from support.training import StubWorker, history
 
 POLICY = str(TINY_WORLD / "policy")
 NAMES = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen2", "qwen3"]
-TEXT_MODEL = "(?!.*visual).*_proj"  # every projection but the vision tower's: Qwen2.5-VL's has a gate_proj, too
+# every projection but the vision tower's: Qwen2.5-VL's has a gate_proj, too
+TEXT_MODEL = yaml.safe_load((REPOSITORY / "recipes" / "tiny_cpu.yaml").read_text())["lora_target_modules"]
 NF4 = {"load_in_4bit": True, "use_bnb_nested_quant": True}
 
 
@@ -316,6 +318,42 @@ def test_an_adapter_that_does_not_fit_its_base_model(adapters, tmp_path):
     save_file({name.replace("layers.0", "blocks.0"): weight for name, weight in load_file(file).items()}, file)
     with pytest.raises(ValueError, match="does not fit its base model .* would start from scratch.*layers.0"):
         policy_trainer(tmp_path, str(tmp_path / "renamed"))
+
+
+def spoil_weights(folder: Path) -> None:
+    file = folder / "adapter_model.safetensors"
+    file.write_bytes(file.read_bytes()[:2000])
+
+
+def spoil_config(folder: Path) -> None:
+    (folder / "adapter_config.json").write_text("")
+
+
+def spoil_rank(folder: Path) -> None:
+    file = folder / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"r": 2}))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (spoil_weights, "adapter_model.safetensors: cannot be read, it may be cut off"),
+        (spoil_config, "adapter_config.json: this is no adapter's configuration"),
+        (spoil_rank, "does not fit its base model .* size mismatch"),
+    ],
+)
+def test_an_adapter_that_is_spoiled_is_named_in_a_line(adapters, tmp_path, spoil, says):
+    folder = tmp_path / "spoiled"
+    shutil.copytree(adapters["qwen3"], folder)
+    spoil(folder)
+    with pytest.raises(ValueError, match=says) as error:
+        PromptEnhancer.from_pretrained(folder, device="cpu")
+    assert str(folder) in str(error.value) and len(str(error.value)) < 700
+
+
+def test_a_single_name_is_a_module_and_no_pattern(policies, tmp_path):
+    trainer = policy_trainer(tmp_path, policies["qwen3"], {"use_peft": True, "lora_target_modules": ["q_proj"]})
+    assert {name.split(".")[-4] for name in adapter_weights(trainer.model)} == {"q_proj"}
 
 
 @pytest.mark.parametrize(

@@ -326,7 +326,7 @@ def test_without_a_settings_file_it_says_which(monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--modles", "runs/tiny_cpu"], "unknown arguments: --modles runs/tiny_cpu"),
+        (["--modles", "runs/tiny_cpu"], "--modles does not exist; did you mean models"),
         (["--models", "runs/nope"], "the model runs/nope is no folder here with a model, and none on the Hub"),
         (["--examples", "no/such.jsonl"], "no/such.jsonl: no such prompt file"),
         (["--worker", "remote"], "worker: 'remote' is none of local, auto, spawn and http://host:port"),

@@ -51,7 +51,14 @@ class StubWorker:
 
 
 def make_trainer(
-    tmp_path, worker, model=POLICY, lora=True, prompts=TINY_WORLD / "train.jsonl", eval_dataset=None, **options
+    tmp_path,
+    worker,
+    model=POLICY,
+    lora=True,
+    prompts=TINY_WORLD / "train.jsonl",
+    eval_dataset=None,
+    trainer_arguments=None,
+    **options,
 ):
     args = PromptEnhancerConfig(
         output_dir=str(tmp_path),
@@ -78,8 +85,8 @@ def make_trainer(
         worker,
         parse_rewards(args, args.reward_weights),
         args,
-        train_dataset=load_prompts(str(prompts)),
         eval_dataset=eval_dataset,
+        **{"train_dataset": load_prompts(str(prompts)), **(trainer_arguments or {})},
         peft_config=LoraConfig(r=4, target_modules=targets, task_type="CAUSAL_LM") if lora else None,
     )
 
