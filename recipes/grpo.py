@@ -51,7 +51,7 @@ from brushup.render.job import Worker
 from brushup.render.service.launch import get_worker
 from brushup.rewards.registry import RewardSpec, check_image_count, parse_rewards, resolve
 from brushup.training.callbacks import ParametersMustChange, StopOnSignal, TrainingProgress, ValidateAtTheEnd
-from brushup.training.checkpoints import RunMark, is_whole, last_checkpoint, load_arms
+from brushup.training.checkpoints import is_whole, last_checkpoint, load_arms
 from brushup.training.cost import Cost
 from brushup.training.hacking_watch import RewardHackingWatch
 from brushup.training.tracking import Tracking, check_trackers
@@ -88,7 +88,7 @@ def main(data: DataConfig, render: RenderConfig, args: PromptEnhancerConfig, mod
         train_dataset=train_prompts,
         eval_dataset=validation_prompts,
         processing_class=processor,
-        callbacks=[RunMark(), TrainingProgress(), ParametersMustChange(), ValidateAtTheEnd()],
+        callbacks=[TrainingProgress(), ParametersMustChange(), ValidateAtTheEnd()],
         **policy,
     )
     trainer.add_callback(Cost(trainer))

@@ -1,11 +1,14 @@
 """Checkpoints: where a run goes on, and saving one when a run has to stop."""
 
 import json
+import random
 import re
 import uuid
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from accelerate.utils import broadcast_object_list
 from transformers import Trainer, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
@@ -24,17 +27,36 @@ class RunMark(TrainerCallback, ExportableState):
 
     Args:
         run_id: default: a new one. transformers restores that of a checkpoint.
+
+    Attributes:
+        random_states: at the end of the last step, of Python, NumPy, PyTorch and each GPU.
     """
 
     def __init__(self, run_id: str | None = None):
         self.run_id = run_id or uuid.uuid4().hex
+        self.random_states: tuple | None = None
 
     def state(self) -> dict[str, Any]:
         return {"args": {"run_id": self.run_id}, "attributes": {}}
 
     def on_train_begin(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
+            Path(args.output_dir).mkdir(parents=True, exist_ok=True)
             Path(args.output_dir, RUN_ID).write_text(self.run_id)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+        self.random_states = random.getstate(), np.random.get_state(), torch.get_rng_state(), gpus
+
+    def rewind(self) -> None:
+        """Set the random states to those of the last step's end: a step that is not finished has drawn from them."""
+        if self.random_states:
+            python, numpy, pytorch, gpus = self.random_states
+            random.setstate(python)
+            np.random.set_state(numpy)
+            torch.set_rng_state(pytorch)
+            if gpus:
+                torch.cuda.set_rng_state_all(gpus)
 
 
 def is_whole(checkpoint: Path) -> bool:
@@ -69,6 +91,7 @@ def save_now(trainer: Trainer) -> str:
     folder = Path(trainer.args.output_dir) / f"checkpoint-{step}"
     exists = broadcast_object_list([last_checkpoint(trainer.args.output_dir) == str(folder)])[0]
     if step and not exists:
+        trainer.callback(RunMark).rewind()
         trainer._save_checkpoint(trainer.model, trial=None)
     return f". Go on later with --resume_from_checkpoint {folder}" if step else ""
 

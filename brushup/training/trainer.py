@@ -24,7 +24,7 @@ from brushup.render.job import Worker, paired_seeds
 from brushup.rewards.combine import Objective
 from brushup.rewards.registry import RewardSpec, load_text_rewards
 from brushup.training import trl_adjustments
-from brushup.training.checkpoints import save_now
+from brushup.training.checkpoints import RunMark, save_now
 from brushup.training.cost import StepTimes
 from brushup.training.hacking_watch import RewardHackingWatch
 from brushup.training.log_probs import record_log_probs
@@ -76,7 +76,8 @@ class PromptEnhancerTrainer(GRPOTrainer):
         self.gained = [spec.name for spec in rewards if measures_gain and spec.looks_at_images]
         self.failure_limit = FailureLimit(args.max_failed_batches)
         self.add_callback(RewardHackingWatch(args.reward_hacking_window, args.stop_on_reward_hacking))
-        self.add_callback(ZScoreState())
+        for callback in (ZScoreState(), RunMark()):
+            self.add_callback(callback)
         self.times = StepTimes()
         self._stream, self._source = deque(), None  # micro-batches of rows after this optimizer step, and their source
         self._known: list[list[dict]] = []  # micro-batches of this optimizer step, and those after it that are known
@@ -138,9 +139,8 @@ class PromptEnhancerTrainer(GRPOTrainer):
         ends = (*self.eos_token_ids, self._tokenizer.pad_token_id)
         counted = sum(len(t) for t in ids if t[-1] in ends or not self.mask_truncated_completions)  # by the loss
         token_count = gather(torch.tensor([float(counted)], device=self.accelerator.device)).sum()
-        every = self.args.log_images_steps
+        every = self.args.log_images_steps * self.accelerator.is_main_process
         keeps_images = bool(every and step % every == 0 and step not in self._token_counts)
-        keeps_images &= self.accelerator.is_main_process
         originals = list(dict.fromkeys(row["user_prompt"] for row in rows))
         originals = originals if self.gained else originals[: SHOWN_PROMPTS * keeps_images]
         seeds = partial(paired_seeds, self.args.seed, step, count=self.args.images_per_prompt)

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from brushup.training.callbacks import ParametersMustChange
-from brushup.training.checkpoints import RunMark, last_checkpoint, save_now
+from brushup.training.checkpoints import last_checkpoint, save_now
 from support.launching import RECIPE, TWO_CPU_RANKS, on_two_cpus, recipe, run, start, wait_for
 from support.short_run import STEPS, flags
 from support.training import StubWorker, make_trainer
@@ -114,17 +114,14 @@ def test_a_checkpoint_that_was_killed_while_it_was_written_does_not_count(tmp_pa
 def test_a_run_knows_its_checkpoints_from_those_of_another_run_in_the_folder(tmp_path):
     options = {"save_strategy": "steps", "save_steps": 2, "max_steps": 2}
     first, second = (make_trainer(tmp_path, StubWorker(), **options) for _ in range(2))
-    first.add_callback(RunMark())
     first.train()
     assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-2")
-    second.add_callback(RunMark())
     second.add_callback(StopAfter(1))
     second.train()
     assert last_checkpoint(tmp_path) is None
     assert save_now(second).endswith(f"--resume_from_checkpoint {tmp_path / 'checkpoint-1'}")
     assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-1")
     third = make_trainer(tmp_path, StubWorker(), **options)
-    third.add_callback(RunMark())
     third.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
     assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-2")
 
@@ -135,6 +132,20 @@ class StopAfter(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs):
         control.should_training_stop |= state.global_step >= self.step
+
+
+def test_a_run_that_had_to_stop_goes_on_as_if_every_image_had_been_rendered(tmp_path):
+    """The checkpoint is written in the middle of a step, whose rewrites are written again."""
+    healthy = StubWorker()
+    whole = make_trainer(tmp_path / "whole", healthy, max_steps=4)
+    whole.train()
+    fails = StubWorker(lambda job: "out of order" if len(fails.batches) > 2 else len(job.prompt) % 7 / 7)
+    with pytest.raises(RuntimeError, match="Go on later with --resume_from_checkpoint") as stopped:
+        make_trainer(tmp_path / "broken", fails, max_steps=4).train()
+    resumed, mended = None, StubWorker()
+    resumed = make_trainer(tmp_path / "broken", mended, max_steps=4)
+    resumed.train(resume_from_checkpoint=str(stopped.value).split()[-1])
+    assert mended.batches == healthy.batches[2:]
 
 
 @pytest.mark.parametrize("scheduler", ["linear", "constant"])
