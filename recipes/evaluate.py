@@ -39,6 +39,7 @@ from brushup.evaluation.results import Results
 from brushup.evaluation.reward_hacking import held_out_signs
 from brushup.evaluation.validation import Validation
 from brushup.policy.enhancer import PromptEnhancer
+from brushup.policy.load import load_processor
 from brushup.prompts.dataset import load_prompts
 from brushup.recipe_config import EvaluationConfig
 from brushup.render.service.launch import get_worker
@@ -57,6 +58,9 @@ def main(prompts: PromptConfig, render: RenderConfig, args: EvaluationConfig) ->
     rows = list(load_prompts(prompts.validation_prompts, "validation", prompts.prompt_column, prompts.skip_bad_rows))
     rewards = parse_all_rewards(args)
     check_image_count(rewards, validation_images_per_prompt=args.validation_images_per_prompt)
+    policies = {"untrained": args.model_name_or_path} | name_policies(args.adapter or [args.output_dir])
+    for policy in policies.values():
+        load_processor(policy)  # one that is not there shows now, and not after hours
 
     # Worker: renders and scores, in this process or in a service
     with progress("loading the generator and the rewards"):
@@ -66,7 +70,6 @@ def main(prompts: PromptConfig, render: RenderConfig, args: EvaluationConfig) ->
 
     # Arms
     say(f"{len(rows):,} prompts, {args.validation_images_per_prompt} image(s) each, rendered by {worker}\n")
-    policies = {"untrained": args.model_name_or_path} | name_policies(args.adapter or [args.output_dir])
     arms: dict[str, Arm] = {}
     costs: dict[str, dict[str, float]] = {}
     for name in (*UNTRAINED_ARMS[:2], *policies):

@@ -9,6 +9,8 @@ import diffusers
 import torch
 from diffusers import DiffusionPipeline, SchedulerMixin
 from diffusers.loaders.lora_base import LoraBaseMixin
+from huggingface_hub.errors import HFValidationError
+from safetensors import SafetensorError
 from transformers import ByT5Tokenizer, PreTrainedTokenizerBase
 from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
@@ -208,7 +210,14 @@ def load_pipeline(config: RenderConfig, device: torch.device) -> DiffusionPipeli
     if not isinstance(dtype, torch.dtype):
         raise ValueError(f"render_dtype: torch has no dtype {config.render_dtype!r}; use float32, bfloat16 or float16")
     diffusers.utils.logging.disable_progress_bar()
-    pipeline = DiffusionPipeline.from_pretrained(config.generator, **{**config.generator_init_kwargs, "dtype": dtype})
+    try:
+        pipeline = DiffusionPipeline.from_pretrained(
+            config.generator, **{**config.generator_init_kwargs, "dtype": dtype}
+        )
+    except (OSError, HFValidationError, SafetensorError) as error:
+        raise ValueError(
+            f"generator: {config.generator!r} cannot be loaded, as a folder or from the Hub: {error}"
+        ) from error
     pipeline.set_progress_bar_config(disable=True)
     name = type(pipeline).__name__
     if "prompt" not in arguments_of(pipeline.__call__):

@@ -15,7 +15,7 @@ from PIL import Image
 
 from brushup.config import RenderConfig
 from brushup.render.job import RenderJob
-from brushup.render.pipeline import FROM_PRETRAINED_ARGUMENTS, find_denoiser, limit_gpu_memory, place
+from brushup.render.pipeline import FROM_PRETRAINED_ARGUMENTS, find_denoiser, limit_gpu_memory, load_pipeline, place
 from brushup.render.renderer import Renderer, RenderFailure
 from brushup.render.worker import LocalWorker
 from support.generators import BUILDERS, CALL, CALL_OF, difference, save_generator
@@ -313,6 +313,12 @@ def test_flags_arrive_as_json():
 def test_a_wrong_setting_is_named(load, name, settings, says):
     with pytest.raises(ValueError, match=says):
         load(name, **settings)
+
+
+@pytest.mark.parametrize("name", ["/nope", "me/no-such-model", "a b c", "."])
+def test_a_generator_that_is_not_there_is_named(name):
+    with pytest.raises(ValueError, match=f"generator: '{name}' cannot be loaded, as a folder or from the Hub"):
+        load_pipeline(RenderConfig(name, render_device="cpu"), torch.device("cpu"))
 
 
 def test_lora_weights_for_another_pipeline_are_an_error(load, lora):
