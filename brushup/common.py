@@ -14,12 +14,13 @@ from transformers.integrations import deepspeed as hf_deepspeed
 
 
 MAX_PROMPT_CHARS = 8_000
+USE_CPU = "BRUSHUP_USE_CPU"  # the environment variable by which a run tells its service, too
 THUMBNAIL_PIXELS = 256  # the longer side of an image that is kept to look at
 
 
 def cpu_only() -> bool:
-    """Return whether Accelerate was told to leave GPUs alone: `use_cpu: true` of its file, and of a run."""
-    return parse_flag_from_env("ACCELERATE_USE_CPU")
+    """Return whether GPUs are to be left alone: `use_cpu: true` of Accelerate's file, or of the run."""
+    return parse_flag_from_env("ACCELERATE_USE_CPU") or parse_flag_from_env(USE_CPU)
 
 
 def default_device() -> str:

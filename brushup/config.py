@@ -4,10 +4,11 @@ import os
 from dataclasses import MISSING, dataclass, field
 from typing import Any
 
+from accelerate.utils import parse_flag_from_env
 from trl import GRPOConfig
 
 from brushup.checks import check_settings
-from brushup.common import cpu_only, default_device
+from brushup.common import USE_CPU, default_device
 from brushup.masking import masked
 
 
@@ -241,8 +242,8 @@ class PromptEnhancerConfig(ScoringConfig, GRPOConfig):
         if self.reward_hacking_window == 1:
             raise ValueError("reward_hacking_window: 1 is neither 0 nor at least 2")
         # transformers would take a GPU that accelerate was told to leave alone, and the other way round.
-        self.use_cpu = self.use_cpu or cpu_only()
-        os.environ["ACCELERATE_USE_CPU"] = str(self.use_cpu).lower()
+        self.use_cpu = self.use_cpu or parse_flag_from_env("ACCELERATE_USE_CPU")
+        os.environ[USE_CPU] = str(self.use_cpu).lower()  # not Accelerate's variable, which would turn DeepSpeed off
         GRPOConfig.__post_init__(self)
 
     def to_dict(self) -> dict[str, Any]:

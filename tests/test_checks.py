@@ -6,7 +6,7 @@ import pytest
 from trl import ModelConfig
 
 from brushup.checks import RANGES, check_settings
-from brushup.common import default_device
+from brushup.common import USE_CPU, default_device
 from brushup.config import DataConfig, PromptEnhancerConfig, RenderConfig
 from brushup.recipe_config import EvaluationConfig, ServeConfig
 
@@ -98,10 +98,12 @@ def test_the_gpu_that_accelerate_was_told_to_leave_alone(monkeypatch, told):
     """With a GPU in the machine: the policy, the renderer and the scorers stay on the CPU."""
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setenv("ACCELERATE_USE_CPU", str(told == "accelerate"))
+    monkeypatch.setenv(USE_CPU, "False")  # set anew below
     args = PromptEnhancerConfig(bf16=False, use_cpu=told == "use_cpu")
     assert args.use_cpu and args.device.type == "cpu"
     assert RenderConfig("folder").device == default_device() == "cpu"
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "False")
+    for variable in ("ACCELERATE_USE_CPU", USE_CPU):
+        monkeypatch.setenv(variable, "False")
     assert (
         RenderConfig("folder").device == "cuda" and RenderConfig("folder", render_device="cuda:1").device == "cuda:1"
     )
