@@ -229,8 +229,8 @@ def compare_before_and_after(
         say(f"reward hacking? {sign}")
     if (share := results.arms["trained"]["prompt_share"]) < 0.99:
         say(
-            f"{share:.1%} of the trained policy's answers is the prompt: use it with Brushup's parser, or train with "
-            "the reward `format` (docs/rewards.md)"
+            f"{1 - share:.1%} of what the trained policy writes is not the prompt (quotes, labels): use it with "
+            "Brushup's parser, or train with the reward `format` (docs/rewards.md)"
         )
     return results
 
