@@ -2,7 +2,6 @@
 
 import difflib
 import inspect
-import sys
 from collections.abc import Collection, Iterable
 from typing import Any
 
@@ -10,7 +9,6 @@ import diffusers
 import torch
 from diffusers import DiffusionPipeline, SchedulerMixin
 from diffusers.loaders.lora_base import LoraBaseMixin
-from diffusers.utils.torch_utils import randn_tensor
 from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError
 from transformers import ByT5Tokenizer, PreTrainedTokenizerBase
@@ -201,19 +199,6 @@ def find_tokenizers(
     return found
 
 
-def noise_in_float32(*arguments: Any, dtype: torch.dtype | None = None, **named: Any) -> torch.Tensor:
-    """Return diffusers' `randn_tensor`, sampled in float32 and rounded: in bfloat16 a seed has wholly other noise."""
-    return randn_tensor(*arguments, dtype=torch.float32, **named).to(dtype or torch.float32)
-
-
-def sample_noise_in_float32(pipeline: DiffusionPipeline) -> None:
-    """Make the pipeline and its scheduler sample all noise in float32, so that a seed shows one image in any dtype."""
-    for part in (pipeline, getattr(pipeline, "scheduler", None)):
-        for owner in type(part).__mro__:
-            if hasattr(module := sys.modules[owner.__module__], "randn_tensor"):
-                module.randn_tensor = noise_in_float32
-
-
 def load_pipeline(config: RenderConfig, device: torch.device) -> DiffusionPipeline:
     """Return the pipeline that the settings describe, ready to render on the device.
 
@@ -243,7 +228,6 @@ def load_pipeline(config: RenderConfig, device: torch.device) -> DiffusionPipeli
         pipeline.scheduler = make_scheduler(pipeline, config.scheduler, config.scheduler_kwargs)
     if config.generator_lora:
         fuse_lora(pipeline, config.generator_lora)
-    sample_noise_in_float32(pipeline)
     place(pipeline, device, config.generator_memory)
     return pipeline
 
