@@ -77,11 +77,13 @@ def say_after_launcher(text: str) -> None:
 
     `accelerate launch` ends a run that failed with a traceback of itself: the text would be far above it.
     """
-    launcher = psutil.Process(os.getppid())
-    is_launched = re.search(r"accelerate|torchrun|torch\.distributed|deepspeed", " ".join(launcher.cmdline()[:4]))
+    launcher = psutil.Process().parent()  # None in a container of which this is the first process
+    command = " ".join(launcher.cmdline()[:4]) if launcher else ""
+    is_launched = re.search(r"accelerate|torchrun|torch\.distributed|deepspeed", command)
     if is_launched and os.environ.get("RANK", "0") == "0":
-        program = (
-            "import psutil, sys; psutil.wait_procs([psutil.Process(int(sys.argv[1]))], timeout=60); "
+        program = (  # the launcher may be gone before this has started
+            "import contextlib, psutil, sys\n"
+            "with contextlib.suppress(psutil.Error): psutil.Process(int(sys.argv[1])).wait(60)\n"
             "print('\\n' + sys.argv[2], file=sys.stderr)"
         )
         subprocess.Popen([sys.executable, "-c", program, str(launcher.pid), text], start_new_session=True)

@@ -128,7 +128,7 @@ def evaluate_prompts(
         checker_accuracy=accuracy,
         tokens=[row_results[0].tokens for row_results in by_row],
         malformed=list(malformed or [False] * len(rows)),
-        prompt_share=[kept_share(*pair) for pair in zip(answers or prompts, prompts, strict=True)],
+        prompt_share=list(map(kept_share, answers, prompts)) if answers else [1.0] * len(rows),
         errors=[result.error for row_results in by_row for result in row_results if result.error] + errors,
     )
 

@@ -19,8 +19,6 @@ from brushup.recipe_config import AskingConfig
 
 
 DECODING = "brushup_decoding"  # an entry of a trained policy's generation_config.json
-
-
 HOW_TO_USE = """\
 # How to ask this model
 
@@ -32,8 +30,7 @@ It rewrites a user's prompt for an image generator. Send two messages, with temp
 Its answer may hold more than the prompt: quotes, a label, thoughts. Brushup's parser takes them away, and returns None
 for an answer without a prompt; then render what the user wrote:
 
-    from brushup.recipe_config import AskingConfig
-from brushup.prompts.template import SYSTEM_PROMPT, parse_answer
+    from brushup.prompts.template import parse_answer
     prompt = parse_answer(answer) or user_prompt
 """
 
