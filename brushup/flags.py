@@ -8,6 +8,7 @@ import ast
 import copy
 import difflib
 import importlib.machinery
+import itertools
 import logging
 import os
 import re
@@ -62,14 +63,15 @@ def answer_at_once(doc: str, *classes: str) -> None:
         name = word.split("=")[0].removeprefix("--").replace("-", "_")
         if word.startswith("--") and not {name, name.removeprefix("no_")} & {*known}:
             _refuse(parser, _unknown(f"--{name}", name, known))
+    path = _config_path(words)
     try:
-        keys = read_settings_file(words)
+        keys = read_settings_file(path) if path is not None else {}
     except (OSError, ValueError) as error:
         _refuse(parser, str(error))
     known = ["env", *(name for fields in _read_fields(ALL).values() for name in fields)]
     for key in keys:
         if key not in known:
-            _refuse(parser, _unknown(f"{_config_path(words)}: the key {key}", str(key), known))
+            _refuse(parser, _unknown(f"{path}: the key {key}", str(key), known))
 
 
 def say_after_launcher(text: str) -> None:
@@ -91,7 +93,7 @@ def say_after_launcher(text: str) -> None:
 
 def parse(*classes: type) -> tuple[Any, ...]:
     """Return a dataclass of each class from the flags and the settings file; end the program if a value is wrong."""
-    from trl import GRPOConfig, TrlParser
+    from trl import TrlParser
 
     from brushup.checks import check_settings
 
@@ -102,7 +104,7 @@ def parse(*classes: type) -> tuple[Any, ...]:
             return_remaining_strings=True, separate_remaining_strings=True
         )
         for config in configs:
-            if not isinstance(config, GRPOConfig) and type(config).__module__.startswith("trl"):
+            if type(config).__module__.startswith("trl"):
                 check_settings(copy.copy(config))  # ours check themselves
     except ValueError as error:
         say_after_launcher(f"error: {error}")
@@ -112,16 +114,13 @@ def parse(*classes: type) -> tuple[Any, ...]:
     return tuple(configs)
 
 
-def read_settings_file(words: list[str]) -> dict[str, Any]:
-    """Return the settings of the YAML file that `--config` names among the words; empty without one.
+def read_settings_file(path: str) -> dict[str, Any]:
+    """Return the settings of a YAML file.
 
     Raises:
         OSError: the file cannot be read.
         ValueError: it is no YAML, or no mapping; the message has the file and, if it is known, the line.
     """
-    path = _config_path(words)
-    if not path:
-        return {}
     try:
         settings = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
@@ -134,12 +133,8 @@ def read_settings_file(words: list[str]) -> dict[str, Any]:
 
 
 def _config_path(words: list[str]) -> str | None:
-    for place, word in enumerate(words):
-        if word == "--config":
-            return words[place + 1] if place + 1 < len(words) else ""
-        if word.startswith("--config="):
-            return word.split("=", 1)[1]
-    return None
+    """Return the word after `--config`, as TRL's parser reads it; None without that flag."""
+    return dict(itertools.pairwise([*words, ""])).get("--config")
 
 
 def _refuse(parser: argparse.ArgumentParser, text: str) -> NoReturn:

@@ -33,15 +33,14 @@ try:
     import gradio as gr
 except ImportError:
     sys.exit('recipes/demo.py needs Gradio: pip install -e ".[demo]"')
-from peft import PeftConfig
 from PIL import Image
-from transformers import AutoConfig
+from transformers import ProcessorMixin
 
 from brushup.config import PromptConfig, RenderConfig
 from brushup.console import quiet_libraries, serve_command
 from brushup.evaluation.arm import text_scores
-from brushup.policy.enhancer import Enhancement, PromptEnhancer, vision_placeholder_ids
-from brushup.policy.load import is_adapter
+from brushup.policy.enhancer import Enhancement, PromptEnhancer
+from brushup.policy.load import load_processor
 from brushup.prompts.dataset import load_prompts, order_rows
 from brushup.prompts.images import load_image
 from brushup.prompts.template import build_messages
@@ -96,16 +95,6 @@ def load_enhancer(name: str) -> PromptEnhancer:
         return PromptEnhancer.from_pretrained(name)
     except Exception as error:
         raise RuntimeError(f"The model {name} cannot be loaded, as a folder or from the Hub. {error}") from error
-
-
-def takes_images(name: str) -> bool:
-    """Return whether the policy reads images; raise a ValueError if there is no such model."""
-    try:
-        base = PeftConfig.from_pretrained(name).base_model_name_or_path if is_adapter(name) else name
-        return bool(vision_placeholder_ids(AutoConfig.from_pretrained(base)))
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"the model {name} is no folder here with a model, and none on the Hub ({reason})") from error
 
 
 def load_examples(prompts: PromptConfig, examples: str | None) -> list[tuple[str, str]]:
@@ -425,7 +414,8 @@ def main(prompts: PromptConfig, render: RenderConfig, config: DemoConfig) -> Non
     try:
         port = find_port(config.host, config.port)
         names = [*dict.fromkeys(config.models), config.model_name_or_path]
-        with_image = True in [takes_images(name) for name in names]  # a list: each name is checked
+        processors = [load_processor(name) for name in names]  # a name that is wrong shows now
+        with_image = any(isinstance(processor, ProcessorMixin) for processor in processors)
         examples = load_examples(prompts, config.examples)
         worker, text_rewards = get_demo_worker(render, config)
     except (OSError, ValueError) as error:

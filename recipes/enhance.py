@@ -65,12 +65,12 @@ import json
 from pathlib import Path
 
 import torch
-import yaml
 from PIL import Image
 from trl import TrlParser
 
 from brushup.config import RenderConfig
 from brushup.console import progress, quiet_libraries
+from brushup.flags import read_settings_file
 from brushup.policy.enhancer import Enhancement, PromptEnhancer
 from brushup.prompts.dataset import load_prompts
 from brushup.prompts.images import load_image
@@ -103,14 +103,14 @@ def check_device(name: str) -> None:
 
 
 def load_render_config(path: str) -> RenderConfig:
-    """Return the settings of the generator in a run's YAML file; raise a ValueError that names the file."""
+    """Return the settings of the generator in a run's YAML file; raise an error that names the file."""
+    settings = read_settings_file(path)
+    if "generator" not in settings:
+        raise ValueError(f"{path}: there is no key `generator`; take the YAML file of a training run")
     try:
-        settings = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        if not isinstance(settings, dict) or "generator" not in settings:
-            raise ValueError("there is no key `generator`; take the YAML file of a training run")
         return TrlParser(RenderConfig).parse_dict(settings, allow_extra_keys=True)[0]
-    except (ValueError, TypeError, yaml.YAMLError) as error:
-        raise ValueError(f"{path}: {' '.join(str(error).split())}") from error
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def render_pairs(

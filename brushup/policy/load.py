@@ -65,9 +65,7 @@ def load_policy(model: ModelConfig, args: PromptEnhancerConfig) -> dict[str, Any
     if peft_config:
         names = peft_config.target_modules
         if isinstance(names, str) and names != "all-linear" and re.fullmatch(r"[\w.]+", names):
-            peft_config.target_modules = {
-                names
-            }  # TRL hands a single name over as a text, which PEFT takes for a pattern
+            peft_config.target_modules = {names}  # TRL unpacks a list of one, and PEFT takes a text for a pattern
         peft_config.revision = model.model_revision  # saved with the adapter, so that it finds its base
     return {
         "model": name,

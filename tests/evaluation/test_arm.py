@@ -1,3 +1,4 @@
+import functools
 import shutil
 import subprocess
 
@@ -77,6 +78,18 @@ def test_a_summary():
     assert of_x["reward"] == pytest.approx(0.45) and of_x["n"] == 2
     nothing = measures.summary(after.select([3]), original.select([3]))
     assert nothing["n"] == 0 and nothing["reward"] is None and nothing["rewards"] == {}
+
+
+def test_what_of_an_answer_is_the_prompt(worker, validation_rows):
+    """Of a policy's answer; a prompt that no policy wrote is a prompt as a whole, quotes and all."""
+    rows = [{"user_prompt": 'a sign, "OPEN', "prompt": []}] * 3
+    prompts = ["a red ball", "a red ball", 'a sign, "OPEN']
+    answers = ["a red ball", 'Prompt: a red ball"', ""]
+    evaluate = functools.partial(
+        evaluate_prompts, rows=rows, worker=worker, text_rewards={}, images_per_prompt=1, seed=0
+    )
+    assert evaluate(prompts, answers=answers).prompt_share == [1.0, pytest.approx(10 / 19), 0.0]
+    assert evaluate(prompts).prompt_share == [1.0] * 3
 
 
 def test_an_arm_on_the_tiny_world(worker, validation_rows):

@@ -1,3 +1,6 @@
+import re
+import textwrap
+
 import pytest
 import torch
 from conftest import TINY_WORLD
@@ -7,7 +10,7 @@ from safetensors.torch import load_file
 from transformers import AutoProcessor, Qwen2VLForConditionalGeneration
 
 from brushup.policy.enhancer import PromptEnhancer
-from brushup.prompts.template import parse_answer
+from brushup.prompts.template import SYSTEM_PROMPT, parse_answer
 
 
 POLICY = TINY_WORLD / "policy"
@@ -91,6 +94,11 @@ def test_a_merged_checkpoint_is_plain_and_writes_the_same(adapter, tmp_path):
     loaded = PromptEnhancer.from_pretrained(adapter, device="cpu")
     expected = loaded.enhance(PROMPTS, temperature=0)
     loaded.merge_and_save(tmp_path)
+    how = (tmp_path / "README.md").read_text()
+    (code,) = re.findall(r"(?:^    .+\n)+", how, re.MULTILINE)
+    names = {"answer": 'Prompt: "a red ball"', "user_prompt": "ball"}
+    exec(textwrap.dedent(code), names)
+    assert names["prompt"] == "a red ball" and SYSTEM_PROMPT in how
     assert not (tmp_path / "adapter_config.json").exists()
     base, merged = load_file(POLICY / "model.safetensors"), load_file(tmp_path / "model.safetensors")
     assert {name: tensor.shape for name, tensor in merged.items()} == {n: tensor.shape for n, tensor in base.items()}

@@ -48,7 +48,8 @@ def adapter(tmp_path_factory) -> str:
 def broken(tmp_path_factory) -> str:
     """A model without its weights, which shows only when it is loaded."""
     folder = tmp_path_factory.mktemp("broken")
-    shutil.copy(TINY_WORLD / "policy" / "config.json", folder)
+    shutil.copytree(TINY_WORLD / "policy", folder, dirs_exist_ok=True)
+    (folder / "model.safetensors").unlink()
     return str(folder)
 
 
@@ -327,7 +328,7 @@ def test_without_a_settings_file_it_says_which(monkeypatch, capsys):
     ("flags", "words"),
     [
         (["--modles", "runs/tiny_cpu"], "--modles does not exist; did you mean models"),
-        (["--models", "runs/nope"], "the model runs/nope is no folder here with a model, and none on the Hub"),
+        (["--models", "runs/nope"], "'runs/nope' is no folder here with a model, and no model on the Hub"),
         (["--examples", "no/such.jsonl"], "no/such.jsonl: no such prompt file"),
         (["--worker", "remote"], "worker: 'remote' is none of local, auto, spawn and http://host:port"),
         (["--port", "{busy}"], "--port 0 takes any that is free"),

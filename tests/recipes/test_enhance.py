@@ -97,7 +97,7 @@ def test_the_columns_of_a_file(enhance, rewrites, tmp_path):
         (["--file", "no/such.txt"], "No such file or directory: 'no/such.txt'"),
         (["--file", "docs/demo.png"], "docs/demo.png:1: the byte 0x89 is not UTF-8"),
         (["a cat", "--render", "images"], "--render DIR and --config YAML go together"),
-        (["a cat", "--render", "images", "--config", "nope.yaml"], "No such file or directory: 'nope.yaml'"),
+        (["a cat", "--render", "images", "--config", "nope.yaml"], "--config nope.yaml: No such file or directory"),
         (["a cat", "--render", "images", "--config", "README.md"], "README.md: "),
         (["a cat", "--render", "images", "--config", ".pre-commit-config.yaml"], "there is no key `generator`"),
         (["a cat", "--image", "README.md"], "README.md: no image that can be read"),
