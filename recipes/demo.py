@@ -407,7 +407,7 @@ def get_demo_worker(render: RenderConfig, config: DemoConfig) -> tuple[Worker, d
     # Two images take no longer than a batch, and somebody waits for them.
     render = dataclasses.replace(render, worker_timeout=render.render_timeout)
     worker = get_worker(render, rewards, Path(), 1800, serve_command())  # no ranks wait here
-    return worker, load_text_rewards(rewards)
+    return worker, load_text_rewards(rewards, render.worker_timeout)
 
 
 def main(prompts: PromptConfig, render: RenderConfig, config: DemoConfig) -> None:

@@ -66,7 +66,9 @@ def main(prompts: PromptConfig, render: RenderConfig, args: EvaluationConfig) ->
     with progress("loading the generator and the rewards"):
         worker = get_worker(render, rewards, Path(args.output_dir), args.ddp_timeout, serve_command())
     objective = Objective.from_specs(rewards)
-    validation = Validation(rows, worker, load_text_rewards(rewards), objective, args, images_kept=len(rows))
+    validation = Validation(
+        rows, worker, load_text_rewards(rewards, render.worker_timeout), objective, args, images_kept=len(rows)
+    )
 
     # Arms
     say(f"{len(rows):,} prompts, {args.validation_images_per_prompt} image(s) each, rendered by {worker}\n")

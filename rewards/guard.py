@@ -39,7 +39,7 @@ def call_guarded(function: Callable, seconds: float, *arguments: Any, **named: A
     except NoResultYet:
         if outcome.done():  # it raised a TimeoutError by itself
             raise
-        raise TimeoutError(f"it did not return within {seconds:g} s (worker_timeout)") from None
+        raise TimeoutError(f"it did not return within {seconds:g} s") from None
 
 
 def copied(value: Any) -> Any:

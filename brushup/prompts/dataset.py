@@ -59,14 +59,15 @@ def load_prompts(
         rows, unreadable = load_images(rows, Path(source).parent, all_or_none=split == "train")
         for index, fault in unreadable.items():
             faults.setdefault(places[index], fault)
+    place, fault = _first(faults) if faults else ("", "")
     if faults and not skip_bad_rows:
         more = f" ({len(faults) - 1} more bad rows; skip_bad_rows: true leaves them out)" if len(faults) > 1 else ""
-        raise ValueError("{}: {}{}".format(*_first(faults), more))
+        raise ValueError(f"{place}: {fault}{more}")
     good = [index for index, place in enumerate(places) if place not in faults]
     if faults:
         logger.warning(
             "%s: %d of %d rows are bad and left out, the first: %s: %s",
-            *(source, len(faults), len(good) + len(faults), *_first(faults)),
+            *(source, len(faults), len(good) + len(faults), place, fault),
         )
     if not good:
         raise ValueError(f"{source}: the file has no prompts")
@@ -80,8 +81,8 @@ def load_prompts(
 
 
 def _first(faults: dict[str, str]) -> tuple[str, str]:
-    """Return the place and the fault that come first in the file."""
-    return min(faults.items(), key=lambda item: int(re.split(r":(?:row )?", item[0])[-1]))
+    """Return the place, which ends with the line or the row, and the fault that come first in the file."""
+    return min(faults.items(), key=lambda item: int(re.search(r"\d+$", item[0])[0]))
 
 
 def _fault_of(prompt: object) -> str | None:

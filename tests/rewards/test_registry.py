@@ -203,7 +203,7 @@ def test_an_image_reward_cannot_hang_exit_or_change_what_the_others_get():
     assert len(images) == len(prompts) == 2 and image.getpixel((0, 0)) == (255, 0, 0) and pixels.min() == 1
     with pytest.raises(RuntimeError, match=r"it called sys.exit\('bye'\)"):
         GuardedImageReward(lambda *_: sys.exit("bye"), 5)([], [], [])
-    with pytest.raises(TimeoutError, match=r"it did not return within 0.1 s \(worker_timeout\)"):
+    with pytest.raises(TimeoutError, match="it did not return within 0.1 s$"):
         GuardedImageReward(lambda *_: time.sleep(60), 0.1)([], [], [])
 
 

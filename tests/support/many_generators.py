@@ -880,7 +880,7 @@ BUILDERS |= {name: (builder, {}) for name, builder in ONTO_IMAGES.items()}
 
 
 def make_loud(pipeline: DiffusionPipeline) -> None:
-    """Gives all layers of denoiser and text encoders random weights of a size at which the prompt matters."""
+    """Give all layers of denoiser and text encoders random weights of a size at which the prompt matters."""
     for name, part in pipeline.components.items():
         if not isinstance(part, torch.nn.Module) or name in ("vae", "movq"):
             continue
@@ -894,7 +894,7 @@ def make_loud(pipeline: DiffusionPipeline) -> None:
 
 
 def save_loud_generator(name: str, folder: Path) -> str:
-    """Saves a pipeline of this class, always with the same weights; returns the folder."""
+    """Save a pipeline of this class, always with the same weights, and return the folder."""
     kind = getattr(diffusers, name)
     with torch.random.fork_rng():
         torch.manual_seed(0)
