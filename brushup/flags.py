@@ -83,9 +83,10 @@ def say_after_launcher(text: str) -> None:
     command = " ".join(launcher.cmdline()[:4]) if launcher else ""
     is_launched = re.search(r"accelerate|torchrun|torch\.distributed|deepspeed", command)
     if is_launched and os.environ.get("RANK", "0") == "0":
-        program = (  # the launcher may be gone before this has started
-            "import contextlib, psutil, sys\n"
-            "with contextlib.suppress(psutil.Error): psutil.Process(int(sys.argv[1])).wait(60)\n"
+        program = (  # OSError: the launcher is gone already; AttributeError: not on Linux
+            "import contextlib, os, select, sys\n"
+            "with contextlib.suppress(OSError, AttributeError):\n"
+            "    select.select([os.pidfd_open(int(sys.argv[1]))], [], [], 60)\n"
             "print('\\n' + sys.argv[2], file=sys.stderr)"
         )
         subprocess.Popen([sys.executable, "-c", program, str(launcher.pid), text], start_new_session=True)

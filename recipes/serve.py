@@ -113,14 +113,15 @@ def main(render: RenderConfig, rewards: RewardConfig, service: ServeConfig) -> N
         print(f"ready: --worker http://{host}:{port}", flush=True)
         signal.pause()
     except KeyboardInterrupt:
-        print("stopped", flush=True)
+        pass  # a signal, see below
     finally:
         for number in ENDING:
             signal.signal(number, signal.SIG_IGN)  # it is ending
         if service.ray_address:  # else all of the cluster ends here
             serve.shutdown()
-        ray.shutdown()
+        ray.shutdown()  # prints the last of its replicas' logs
         shutil.rmtree(folder, ignore_errors=True)
+    print("stopped", flush=True)
 
 
 def end_on_signals() -> None:
@@ -129,7 +130,7 @@ def end_on_signals() -> None:
     To be called after `ray.init`: Ray's own handler kills the cluster below Python, which then aborts.
     """
     for number in ENDING:
-        if signal.getsignal(number) != signal.SIG_IGN:
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, signal.default_int_handler)
 
 

@@ -18,6 +18,11 @@ from brushup.render.worker import LocalWorker
 from brushup.rewards.registry import RewardSpec
 
 
+# A shell's background job ignores SIGINT, nohup SIGHUP, and the programs that tests start would, too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, lambda *_: None)
+
 REPOSITORY = Path(__file__).parent.parent
 TINY_WORLD = REPOSITORY / "data" / "tiny_world"
 WITHOUT_T5 = {"text_encoder_3": None, "tokenizer_3": None}

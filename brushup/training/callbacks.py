@@ -15,7 +15,7 @@ from brushup.common import end_with_parent
 from brushup.console import say
 
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # Ctrl-C, the end of a job, a closed terminal
+SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}  # Ctrl-C, the end of a job, a closed terminal
 
 
 class StopOnSignal(TrainerCallback):
@@ -32,8 +32,8 @@ class StopOnSignal(TrainerCallback):
         self._former: dict = {}
 
     def on_train_begin(self, args, state, control, **kwargs):
-        handled = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]  # nohup: SIGHUP
-        self._former = {number: signal.signal(number, self._remember) for number in handled}
+        ignored = {signal.SIGHUP} if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else set()  # nohup
+        self._former = {number: signal.signal(number, self._remember) for number in SIGNALS - ignored}
         # A child that a reward forks, as multiprocessing does, would remember the signal that is to end it. A signal
         # that comes while it is forked waits until the child has its handlers.
         os.register_at_fork(before=self._block, after_in_parent=self._unblock, after_in_child=self._in_child)
