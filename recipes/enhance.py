@@ -157,7 +157,7 @@ def main(arguments: argparse.Namespace) -> None:
         Path(arguments.render).mkdir(parents=True, exist_ok=True)
     with progress(f"loading {arguments.model}"):
         enhancer = PromptEnhancer.from_pretrained(arguments.model, arguments.device, arguments.dtype)
-    with progress(f"rewriting {len(prompts):,} prompts"):
+    with progress("rewriting", len(prompts) * arguments.n, lambda: enhancer.answered):
         rewritten = enhancer.enhance(
             prompts,
             arguments.n,

@@ -10,9 +10,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models gain nothing from t
 
 import pytest
 import torch
-from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM, Qwen2VLForConditionalGeneration
+from torch._dynamo.utils import counters
+from transformers import AutoTokenizer, CompileConfig, Qwen2Config, Qwen2ForCausalLM, Qwen2VLForConditionalGeneration
 
 from brushup.config import RenderConfig
+from brushup.policy import compiled
 from brushup.render.renderer import Renderer
 from brushup.render.worker import LocalWorker
 from brushup.rewards.registry import RewardSpec
@@ -33,6 +35,17 @@ RENDER_KWARGS = {
     "width": 32,
     "max_sequence_length": 1,
 }
+
+
+@pytest.fixture
+def compiled_on_cpu(monkeypatch):
+    """Compile the policy's decoding step on the CPU as on CUDA, but make no machine code of the graphs."""
+    torch._dynamo.reset()
+    counters.clear()
+    settings = CompileConfig(dynamic=False, backend="eager", mode=None)
+    settings._compile_all_devices = True
+    monkeypatch.setattr(compiled, "DEVICES", ("cpu",))
+    monkeypatch.setattr(compiled, "COMPILING", settings)
 
 
 @pytest.fixture(scope="session")

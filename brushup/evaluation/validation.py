@@ -85,17 +85,15 @@ class Validation:
 
     def rewrite(self, enhancer: PromptEnhancer) -> list[Enhancement]:
         """Return the enhancer's likeliest rewrites of this rank's share."""
-        rows, size, enhancements = self._padded_share, self.batch_size, []
-        with progress("rewriting", len(rows), lambda: len(enhancements)):
-            for start in range(0, len(rows), size):
-                batch = rows[start : start + size]
-                enhancements += enhancer.enhance(
-                    [row["user_prompt"] for row in batch],
-                    max_new_tokens=self.max_new_tokens,
-                    temperature=0,
-                    image=[row.get("image") for row in batch],
-                    batch_size=size,
-                )
+        rows, before = self._padded_share, enhancer.answered
+        with progress("rewriting", len(rows), lambda: enhancer.answered - before):
+            enhancements = enhancer.enhance(
+                [row["user_prompt"] for row in rows],
+                max_new_tokens=self.max_new_tokens,
+                temperature=0,
+                image=[row.get("image") for row in rows],
+                batch_size=self.batch_size,
+            )
         return enhancements[: len(self.share)]
 
     def render(self, prompts: Sequence[str], **answers: Any) -> Arm:

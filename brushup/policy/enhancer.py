@@ -13,11 +13,13 @@ from trl import GRPOConfig
 
 from brushup.common import default_device
 from brushup.policy.chat import ask, prepare_processor, tokenize, tokenizer_of
+from brushup.policy.compiled import compiled_decoding
 from brushup.policy.load import is_adapter, load_adapter, load_model, load_processor
 from brushup.prompts.template import SYSTEM_PROMPT, parse_answer
 from brushup.recipe_config import AskingConfig
 
 
+COMPILED_FROM = 4  # full batches: compiling takes as long as a few
 DECODING = "brushup_decoding"  # an entry of a trained policy's generation_config.json
 HOW_TO_USE = """\
 # How to ask this model
@@ -86,6 +88,9 @@ class PromptEnhancer:
     Args:
         model: an image-text or a text model, with or without an adapter.
         processor: its processor (image-text) or tokenizer (text).
+
+    Attributes:
+        answered: how many answers it has written.
     """
 
     def __init__(self, model: PreTrainedModel | PeftModel, processor: ProcessorMixin | PreTrainedTokenizerBase):
@@ -94,6 +99,7 @@ class PromptEnhancer:
         self.processor = processor
         # As training samples: the penalties of a base model's generation_config.json are not TRL's.
         self.decoding = getattr(model.generation_config, DECODING, {"repetition_penalty": 1.0})
+        self.answered = 0
 
     @classmethod
     def from_pretrained(
@@ -153,7 +159,8 @@ class PromptEnhancer:
             seed: of the sampling; the same seed, prompts and batch size give the same rewrites.
             image: a reference image beside the prompt, for image-text policies: one for all prompts, or a list with
                 an image or None for each.
-            batch_size: answers written at once.
+            batch_size: answers written at once. On CUDA four full batches or more are written with a compiled decoding
+                step (see `compiled_decoding`).
 
         Returns:
             An `Enhancement` for a prompt, a list of them for several; with `n` > 1 a list of `n` in place of each.
@@ -168,6 +175,7 @@ class PromptEnhancer:
         self._check(user_prompts, images, n)
         repeated = [pair for pair in zip(user_prompts, images, strict=True) for _ in range(n)]
         enhancements = []
+        compiled = compiled_decoding(self.model) if len(repeated) >= COMPILED_FROM * batch_size else {}
         was_training = self.model.training
         self.model.eval()
         devices = [self.model.device] if self.model.device.type == "cuda" else []
@@ -175,7 +183,9 @@ class PromptEnhancer:
             torch.manual_seed(seed)
             for start in range(0, len(repeated), batch_size):
                 batch, batch_images = zip(*repeated[start : start + batch_size], strict=True)
-                answers = self._answer(batch, batch_images, max_new_tokens, temperature)
+                generation = {"max_new_tokens": max_new_tokens, **(compiled if len(batch) == batch_size else {})}
+                answers = self._answer(batch, batch_images, temperature, **generation)
+                self.answered += len(batch)
                 for user_prompt, (answer, rewrite) in zip(batch, answers, strict=True):
                     enhancements.append(Enhancement(user_prompt, rewrite or user_prompt, rewrite is None, answer))
         self.model.train(was_training)
@@ -198,8 +208,8 @@ class PromptEnhancer:
         self,
         user_prompts: Sequence[str],
         images: Sequence[Image.Image | None],
-        max_new_tokens: int,
         temperature: float,
+        **generation: Any,
     ) -> list[tuple[str, str | None]]:
         """Return the policy's answer to each prompt, and the rewrite in it; None if it is malformed."""
         requests = [ask(self.processor, *pair) for pair in zip(user_prompts, images, strict=True)]
@@ -211,7 +221,7 @@ class PromptEnhancer:
             **inputs,
             **(sampling if temperature else {"do_sample": False}),
             **self.decoding,
-            max_new_tokens=max_new_tokens,
+            **generation,
             eos_token_id=list(ends),
             pad_token_id=tokenizer.pad_token_id,
             suppress_tokens=vision_placeholder_ids(self.model.config) or None,

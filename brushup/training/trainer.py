@@ -87,6 +87,7 @@ class PromptEnhancerTrainer(GRPOTrainer):
         self._scored: list[ScoredBatch] = []  # earlier rollouts of this optimizer step
         self._token_counts: dict[int, list[torch.Tensor]] = {}  # of all rollouts, by optimizer step
         trl_adjustments.log_whole_steps(self)
+        trl_adjustments.renew_embedding_hooks(self.model)
         trl_adjustments.suppress_tokens(self, vision_placeholder_ids(self.model.config))
 
     def callback(self, kind: type[TrainerCallback]) -> TrainerCallback:
@@ -129,6 +130,7 @@ class PromptEnhancerTrainer(GRPOTrainer):
         """Write the completions of these rows, submit their rewrites, and return the rollout."""
         records = self.args.max_staleness and not self.use_vllm  # vLLM tells log-probabilities by itself
         policy = self.accelerator.unwrap_model(self.model_wrapped)
+        trl_adjustments.compile_decoding(self, policy)
         recording = record_log_probs(policy, self.temperature) if records else nullcontext()
         with recording as recorder, trl_adjustments.metrics_kept(self) as metrics:
             prompt_ids, ids, tool_mask, completions, log_probs, *rest = super()._generate(prompts_of(rows))

@@ -13,6 +13,7 @@ from trl import GRPOTrainer
 from trl.models import unwrap_model_for_generation
 
 from brushup.config import PromptEnhancerConfig
+from brushup.policy.compiled import compiled_decoding
 
 
 def check_arguments(args: PromptEnhancerConfig, arguments: dict[str, Any]) -> None:
@@ -89,6 +90,32 @@ def log_whole_steps(trainer: GRPOTrainer) -> None:
     new_log = partial(deque, maxlen=rows)
     for name, log in trainer._logs.items():
         trainer._logs[name] = new_log() if isinstance(log, deque) else defaultdict(new_log)
+
+
+def compile_decoding(trainer: GRPOTrainer, policy: PreTrainedModel | PeftModel) -> None:
+    """Let the policy compile its decoding step where it can, which TRL's `generation_config` forbids.
+
+    A user's `cache_implementation` other than static stays.
+    """
+    writes_itself = not trainer.use_vllm and not trainer.use_transformers_continuous_batching
+    if writes_itself and trainer.args.cache_implementation in (None, "static"):
+        trainer.generation_config.update(**compiled_decoding(policy))
+
+
+def renew_embedding_hooks(policy: PreTrainedModel | PeftModel) -> None:
+    """Let gradient checkpointing replace its hooks on the embeddings.
+
+    TRL turns it off to generate, and on again, which adds a hook to those that are there: without end, and each would
+    have the decoding step compiled anew.
+    """
+    model = policy.get_base_model() if isinstance(policy, PeftModel) else policy
+    enable = model.enable_input_require_grads
+
+    def renew():
+        model.disable_input_require_grads()
+        enable()
+
+    model.enable_input_require_grads = renew
 
 
 def suppress_tokens(trainer: GRPOTrainer, token_ids: list[int]) -> None:
