@@ -88,28 +88,42 @@ class Cost(TrainerCallback):
             + f", train {train:.2f} s",
             f"the run   {images} images a step, {images / total:.1f} images/s; {hours:.2f} hours left to train",
         ]
-        share = memory / capacity if capacity else 1.0
-        if capacity:
+        share = memory / capacity if capacity else None
+        if share:
             lines.append(f"memory    at most {memory / 2**30:.1f} GiB of a GPU ({share:.0%})")
-        return lines + [f"waste     {text}" for text in _wasted(args, share, seconds["wait"] / total, self.trainer)]
+        return lines + [
+            f"waste     {text}"
+            for text in self._wasted(args, share, seconds["write"] / total, seconds["wait"] / total)
+        ]
 
+    def _wasted(self, args, memory_share: float | None, write_share: float, wait_share: float) -> list[str]:
+        """Return the settings that waste time, each with the remedy.
 
-def _wasted(args, memory_share: float, wait_share: float, trainer: GRPOTrainer) -> list[str]:
-    """Return the settings that waste time, each with the remedy."""
-    remarks = []
-    micro, accumulation = args.per_device_train_batch_size, args.gradient_accumulation_steps
-    if accumulation > 1 and memory_share < 0.5:
-        remarks.append(
-            f"micro-batches of {micro} leave the GPU's memory at {memory_share:.0%}: per_device_train_batch_size "
-            f"{2 * micro} with gradient_accumulation_steps {max(1, accumulation // 2)} trains the same in less time"
-        )
-    on_other_devices = trainer.worker.is_remote
-    if on_other_devices and wait_share > 0.3 and not args.max_staleness:
-        remarks.append(
-            f"the policy waits {wait_share:.0%} of a step for images: max_staleness: 1 writes the next step's "
-            "rewrites meanwhile; steps_per_generation: 1 with gradient_accumulation_steps: 4 begins to render earlier"
-        )
-    return remarks
+        Args:
+            memory_share: of the GPU's memory, 0..1; None without a GPU.
+            write_share, wait_share: of a step's time, 0..1.
+        """
+        remarks, trainer = [], self.trainer
+        micro, accumulation, factor = args.per_device_train_batch_size, args.gradient_accumulation_steps, 1
+        while memory_share and 2 * factor * memory_share <= 1 and accumulation % (2 * factor) == 0:
+            factor *= 2
+        if factor > 1:
+            remarks.append(
+                f"micro-batches of {micro} leave the GPU's memory at {memory_share:.0%}: per_device_train_batch_size "
+                f"{factor * micro} with gradient_accumulation_steps {accumulation // factor} trains the same faster"
+            )
+        compiles = trainer.use_vllm or trainer.generation_config.compile_config
+        if memory_share and write_share > 0.3 and not compiles:
+            remarks.append(
+                f"writing takes {write_share:.0%} of a step, because only whole weights of 16 or 32 bits are "
+                "compiled: leave out load_in_4bit and load_in_8bit, and take DDP or ZeRO-2, if the memory allows"
+            )
+        if trainer.worker.is_remote and wait_share > 0.3 and not args.max_staleness:
+            remarks.append(
+                f"the policy waits {wait_share:.0%} of a step for images: max_staleness: 1 writes the next step's "
+                "rewrites meanwhile; steps_per_generation: 1 with gradient_accumulation_steps: 4 renders earlier"
+            )
+        return remarks
 
 
 def peak_memory() -> tuple[int, int]:

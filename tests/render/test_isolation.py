@@ -53,7 +53,7 @@ def load(name: str, folder, **render_kwargs) -> Renderer:
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow) if name in LARGE else name for name in TRIED]
+    "name", [pytest.param(name, marks=pytest.mark.nightly) if name in LARGE else name for name in TRIED]
 )
 def test_each_image_is_what_it_is_alone_or_its_pipeline_is_refused(name, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(isolation, "ISOLATED_PIPELINES", ())

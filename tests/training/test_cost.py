@@ -4,8 +4,10 @@ import re
 import time
 
 import pytest
+from transformers import CompileConfig
 
 from brushup.training.cost import Cost
+from brushup.training.trainer import PromptEnhancerTrainer
 from support.training import StubWorker, make_trainer
 
 
@@ -51,9 +53,25 @@ def test_a_policy_that_waits_for_a_service_is_told_which_setting_helps(tmp_path,
     assert re.search(r"^waste +the policy waits \d\d% of a step for images: max_staleness: 1", text, re.M)
 
 
-def test_micro_batches_far_from_filling_the_memory_are_named(tmp_path, monkeypatch, capsys):
-    trainer = make_trainer(tmp_path, StubWorker(), per_device_train_batch_size=4, gradient_accumulation_steps=2)
-    monkeypatch.setattr("brushup.training.cost.peak_memory", lambda: (5 * 2**30, 80 * 2**30))
+@pytest.fixture
+def on_a_gpu(monkeypatch):
+    monkeypatch.setattr("brushup.training.cost.peak_memory", lambda: (18 * 2**30, 80 * 2**30))
+
+
+@pytest.mark.parametrize("compile_config", [None, CompileConfig()])
+def test_writing_that_is_not_compiled_is_named(tmp_path, on_a_gpu, monkeypatch, capsys, compile_config):
+    write = PromptEnhancerTrainer._write
+    monkeypatch.setattr(PromptEnhancerTrainer, "_write", lambda *rows: time.sleep(0.5) or write(*rows))
+    trainer = make_trainer(tmp_path, StubWorker())
+    trainer.generation_config.compile_config = compile_config
+    named = re.search(
+        r"^waste +writing takes \d\d% of a step, because only whole weights", said(trainer, capsys), re.M
+    )
+    assert bool(named) == (compile_config is None)
+
+
+def test_micro_batches_far_from_filling_the_memory_are_named(tmp_path, on_a_gpu, capsys):
+    trainer = make_trainer(tmp_path, StubWorker(), per_device_train_batch_size=1, gradient_accumulation_steps=8)
     text = said(trainer, capsys)
-    assert "memory    at most 5.0 GiB of a GPU (6%)" in text
-    assert "per_device_train_batch_size 8 with gradient_accumulation_steps 1 trains the same" in text
+    assert "memory    at most 18.0 GiB of a GPU (22%)" in text
+    assert "per_device_train_batch_size 4 with gradient_accumulation_steps 2 trains the same" in text
