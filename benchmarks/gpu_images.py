@@ -191,18 +191,6 @@ def step_cache(pipeline: Pipeline, name: str, steps: int) -> Iterator[None]:
     look = transformer.register_forward_pre_hook(
         lambda _, args, kwargs: now.update(timestep=float(kwargs["timestep"][0])), with_kwargs=True
     )
-    attention_of = {"spatial_attention_block_skip_range": 2, "current_timestep_callback": lambda: now["timestep"]}
-    if name == "PyramidAttentionBroadcast":
-        apply_pyramid_attention_broadcast(transformer, PyramidAttentionBroadcastConfig(**attention_of))
-    elif (
-        name == "FasterCache"
-    ):  # of attention; diffusers can't skip the guided half of SD3's batch, which has one input more
-        faster = {"spatial_attention_timestep_skip_range": (-1, 681), "attention_weight_callback": lambda _: 0.3}
-        apply_faster_cache(transformer, FasterCacheConfig(**attention_of, **faster, is_guidance_distilled=True))
-    elif name == "TaylorSeer":
-        apply_taylorseer_cache(transformer, TaylorSeerCacheConfig(cache_interval=3, disable_cache_before_step=3))
-    else:  # its ratios have to be measured with real weights; with ones it skips three of four steps
-        apply_mag_cache(transformer, MagCacheConfig(num_inference_steps=steps, mag_ratios=[1.0] * steps))
 
     def reset() -> None:
         registry = HookRegistry.check_if_exists_or_initialize(transformer)
@@ -210,7 +198,18 @@ def step_cache(pipeline: Pipeline, name: str, steps: int) -> Iterator[None]:
         registry.invalidate_child_registries_cache()
         _set_cache_context(transformer, CacheContext("guided"))
 
+    attention_of = {"spatial_attention_block_skip_range": 2, "current_timestep_callback": lambda: now["timestep"]}
     try:
+        if name == "PyramidAttentionBroadcast":
+            apply_pyramid_attention_broadcast(transformer, PyramidAttentionBroadcastConfig(**attention_of))
+        elif name == "FasterCache":
+            # Of attention only: to skip the unguided half of a batch it would have to split SD3's pooled_projections
+            when = {"spatial_attention_timestep_skip_range": (-1, 681), "attention_weight_callback": lambda _: 0.3}
+            apply_faster_cache(transformer, FasterCacheConfig(**attention_of, **when, is_guidance_distilled=True))
+        elif name == "TaylorSeer":
+            apply_taylorseer_cache(transformer, TaylorSeerCacheConfig(cache_interval=3, disable_cache_before_step=3))
+        else:  # its ratios have to be measured with real weights; with ones it skips three of four steps
+            apply_mag_cache(transformer, MagCacheConfig(num_inference_steps=steps, mag_ratios=[1.0] * steps))
         with before_each_call(reset):
             yield
     finally:
@@ -250,7 +249,7 @@ def float8_weights(pipeline: Pipeline) -> Iterator[None]:
     from torchao.quantization import Float8DynamicActivationFloat8WeightConfig, quantize_
 
     original, quantized = pipeline.transformer, copy.deepcopy(pipeline.transformer)
-    quantize_(quantized, Float8DynamicActivationFloat8WeightConfig())
+    quantize_(quantized, Float8DynamicActivationFloat8WeightConfig(set_inductor_config=False))
     pipeline.register_modules(transformer=quantized)
     try:
         yield
