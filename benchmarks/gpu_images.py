@@ -148,6 +148,17 @@ def attention(pipeline: Pipeline, backend: SDPBackend) -> Iterator[None]:
 
 
 @contextmanager
+def flash_attention_3(pipeline: Pipeline) -> Iterator[None]:
+    """Let the denoiser use the package FlashAttention 3 instead of PyTorch's own FlashAttention."""
+    torch.nn.attention.activate_flash_attention_impl("FA3")  # not in each torch
+    try:
+        with attention(pipeline, SDPBackend.FLASH_ATTENTION):
+            yield
+    finally:
+        torch.nn.attention.restore_flash_attention_impl()
+
+
+@contextmanager
 def before_each_call(act: Callable[[], None], **render_kwargs) -> Iterator[None]:
     """Act before each call of the pipeline, and add arguments to it."""
     call = renderer_module.call_pipeline
@@ -309,6 +320,7 @@ class Ways:
         self.way("channels_last decoder", until, lambda: channels_last(pipeline))
         self.way("cuDNN attention", until, lambda: attention(pipeline, SDPBackend.CUDNN_ATTENTION))
         self.way("FlashAttention", until, lambda: attention(pipeline, SDPBackend.FLASH_ATTENTION))
+        self.way("FlashAttention 3", until, lambda: flash_attention_3(pipeline))
         guided = guided_steps(sizes.steps)
         share = (1 + guided / sizes.steps) / 2
         change = guidance_on_first_steps
