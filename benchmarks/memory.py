@@ -23,7 +23,7 @@ from unittest import mock
 
 import torch
 from diffusers import AutoencoderKL, SD3Transformer2DModel
-from gpu import QWEN2_VL
+from gpu_models import QWEN2_VL
 from peft import LoraConfig, get_peft_model
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode

@@ -97,6 +97,7 @@ def test_the_yaml_for_real_models_differs_in_names_and_sizes_only(name, tmp_path
             *("--reward_kwargs", json.dumps({"clip": {"model_name": f"local-dir:{TINY_WORLD / 'scorer'}"}})),
             *("--validation_prompts", few_prompts(tmp_path, 4), "--max_steps", "1", "--logging_steps", "1"),
             *("--eval_steps", "1", "--save_steps", "1"),
+            *("--compile_generator", "false"),  # a CPU's kernels take minutes to build
         ]
     )
     results = json.loads((tmp_path / "out" / "results.json").read_text())

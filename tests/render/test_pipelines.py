@@ -2,14 +2,22 @@
 
 import inspect
 import re
+from dataclasses import fields
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from accelerate import cpu_offload
-from conftest import WITHOUT_T5
-from diffusers import DDPMPipeline, DDPMScheduler, DiffusionPipeline, UNet2DModel
+from conftest import REPOSITORY, WITHOUT_T5
+from diffusers import (
+    DDPMPipeline,
+    DDPMScheduler,
+    DiffusionPipeline,
+    EulerAncestralDiscreteScheduler,
+    UNet2DModel,
+)
 from peft import LoraConfig, get_peft_model_state_dict
 from PIL import Image
 
@@ -125,6 +133,25 @@ def test_compiled_models_draw_the_same_and_are_compiled_once(load, renderers, wi
     assert compiled.images_drawn == 6 and decoded == [3] * 4
     assert decoder._compiled_call_impl and find_denoiser(compiled.pipeline)._compiled_call_impl
     assert difference(together + alone, renderers[name].render([*JOBS, (SHORT, 2)])) <= 2
+
+
+def test_the_recipe_with_few_steps_renders_with_a_tiny_model_of_its_class(tmp_path):
+    """recipes/qwen2vl_2b_sdxl_turbo.yaml as it stands, but for the weights, the size of the image, GPU and kernels."""
+    of_file = yaml.safe_load((REPOSITORY / "recipes" / "qwen2vl_2b_sdxl_turbo.yaml").read_text())
+    settings = {field.name: of_file[field.name] for field in fields(RenderConfig) if field.name in of_file}
+    tiny = BUILDERS["sdxl"]()
+    tiny.scheduler = EulerAncestralDiscreteScheduler(timestep_spacing="trailing")  # SDXL-Turbo's: it adds noise
+    tiny.save_pretrained(tmp_path, **settings["generator_init_kwargs"])
+    settings["render_kwargs"] |= {"height": 32, "width": 32}
+    here = {"generator": str(tmp_path), "render_device": "cpu", "compile_generator": False}
+    renderer = Renderer(RenderConfig(**settings | here))
+    assert type(renderer.pipeline).__name__ == "StableDiffusionXLPipeline" and renderer.token_limits == {"clip": 77}
+    images = []
+    renderer.pipeline.unet.register_forward_pre_hook(lambda _, inputs: images.append(len(inputs[0])))
+    first, second, third = renderer.render([(SHORT, 1), (LONG, 1), (SHORT, 2)])
+    # Four steps each for the two images of a prompt and for the other one: guidance would render twice as many
+    assert images == [2] * 4 + [1] * 4
+    assert difference([first], [second]) > 2 and difference([first], [third]) > 2
 
 
 def test_a_generator_that_does_not_compile_is_an_error_at_once(load, monkeypatch):
