@@ -65,7 +65,7 @@ def test_vllm_has_a_yaml_for_each_mode_that_trl_takes(mode, monkeypatch):
     changed = {
         key for key, value in yaml.safe_load((REPOSITORY / path).read_text()).items() if plain.get(key) != value
     }
-    allowed = {"use_vllm", "output_dir", "gradient_accumulation_steps"}
+    allowed = {"use_vllm", "output_dir", "per_device_train_batch_size"}
     assert {key for key in changed if not key.startswith("vllm_")} <= allowed
 
 

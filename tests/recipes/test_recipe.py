@@ -86,7 +86,7 @@ def test_another_policy_and_generator_by_name(tmp_path, text_policy):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["qwen2vl_2b_sd3_1gpu", "qwen2vl_7b_sd3"])
 def test_the_yaml_for_real_models_differs_in_names_and_sizes_only(name, tmp_path):
-    """Its names and sizes exchanged for tiny ones, all else runs as it stands: QLoRA, bf16, validation, best model."""
+    """Its names and sizes exchanged for tiny ones, all else runs as it stands: LoRA, bf16, validation, best model."""
     done = run(
         [
             *(*ACCELERATE, "accelerate_configs/cpu.yaml", "recipes/grpo.py", "--config", f"recipes/{name}.yaml"),
