@@ -28,7 +28,8 @@ class PromptConfig:
     """The held-out prompts, and how prompt files are read."""
 
     validation_prompts: str = setting(
-        "Held-out prompts: a .jsonl, .csv or .parquet file, or a Hub data set (its split `validation`)."
+        "Held-out prompts: a .jsonl, .json, .csv, .tsv, .txt or .parquet file, or a Hub data set (its split "
+        "`validation`)."
     )
     prompt_column: str = setting("The column with the user's prompt.", default="user_prompt")
     skip_bad_rows: bool = setting(

@@ -5,11 +5,11 @@
     cat prompts.txt | python recipes/enhance.py --model runs/tiny_cpu
     python recipes/enhance.py --model runs/tiny_cpu "a jet cone" --config recipes/tiny_cpu.yaml --render images
 
-Prompts are arguments, or the lines of a file or of standard input; a .jsonl, .csv or .parquet file is read as in
-training, with the images in its column `image`. As text, each rewrite is a line; as JSON Lines, an object with
-`user_prompt`, `prompt`, `malformed`, `answer` and, with `--render`, `seed` and `images`, the two files. `--render DIR`
-renders the user's prompt and each rewrite from the same seed, with the generator of a run's YAML file. Notes go to
-standard error.
+Prompts are arguments, or the lines of a file or of standard input; a .jsonl, .json, .csv, .tsv or .parquet file is
+read as in training, with the images in its column `image`. As text, each rewrite is a line; as JSON Lines, an object
+with `user_prompt`, `prompt`, `malformed`, `answer` and, with `--render`, `seed` and `images`, the two files. `--render
+DIR` renders the user's prompt and each rewrite from the same seed, with the generator of a run's YAML file. Notes
+go to standard error.
 """
 
 import argparse
@@ -29,7 +29,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("prompts", nargs="*", help="the prompts; default: the lines of --file, or of standard input")
     parser.add_argument("--model", required=True, help="adapter or model: Hub id or folder")
-    parser.add_argument("--file", help="a text file with a prompt a line, or .jsonl, .csv, .parquet")
+    parser.add_argument("--file", help="a text file with a prompt a line, or .jsonl, .json, .csv, .tsv, .parquet")
     parser.add_argument("--prompt_column", default="user_prompt", help="of such a file")
     parser.add_argument("--format", choices=["text", "jsonl"], default="text")
     parser.add_argument("--n", type=int, default=1, help="rewrites of each prompt")
@@ -74,7 +74,7 @@ from brushup.flags import read_settings_file
 from brushup.policy.enhancer import Enhancement, PromptEnhancer
 from brushup.prompts.dataset import load_prompts
 from brushup.prompts.images import load_image
-from brushup.prompts.reading import read_text
+from brushup.prompts.reading import PROMPT_FILES, read_text
 from brushup.render.renderer import Renderer, RenderFailure
 
 
@@ -82,7 +82,7 @@ def read_prompts(arguments: argparse.Namespace) -> tuple[list[str], list[Image.I
     """Return the prompts of the arguments, the file, or standard input, and the image beside each."""
     if arguments.prompts:
         prompts, images = arguments.prompts, [None] * len(arguments.prompts)
-    elif arguments.file and Path(arguments.file).suffix in (".jsonl", ".csv", ".parquet"):
+    elif arguments.file and Path(arguments.file).suffix in PROMPT_FILES:
         rows = list(load_prompts(arguments.file, "validation", prompt_column=arguments.prompt_column))
         prompts, images = [row["user_prompt"] for row in rows], [row.get("image") for row in rows]
     else:

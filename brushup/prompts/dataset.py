@@ -33,7 +33,7 @@ def load_prompts(
     """Read prompts and check every row.
 
     Args:
-        source: a `.jsonl`, `.csv` or `.parquet` file, or the id of a Hub data set.
+        source: a file (of `PROMPT_FILES`; a line of a `.txt` file is a prompt), or the id of a Hub data set.
         split: of a Hub data set; a file has none. Rows of "train" all have an image, or none has one.
         prompt_column: the column with the user's prompt.
         skip_bad_rows: leave bad rows out, and log how many and the first, instead of raising.
@@ -47,8 +47,8 @@ def load_prompts(
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: a line is broken, a column is missing or has a name that is taken, a value is of another kind than
-            the others of its column, a prompt is empty or too long, an image can't be opened, or no row is left; the
-            message gives file and line.
+            the others of its column, a prompt is empty or too long, an image can't be opened, there is a row for
+            each question about a prompt, or no row is left; the message gives file and line.
     """
     rows, places, faults = read_table(source, split)
     _check_columns(source, rows, prompt_column)
@@ -101,6 +101,12 @@ def _check_columns(source: str, rows: Dataset, prompt_column: str) -> None:
         raise ValueError(
             f"{source}: there is no column {prompt_column!r}; there is {', '.join(names)} "
             "(prompt_column names the one with the prompts)"
+        )
+    questions = [name for name in names if name.startswith("question") and name != "questions"]
+    if questions and len(set(rows[prompt_column])) <= len(rows) / 2:
+        raise ValueError(
+            f"{source}: it has a row for each question (`{questions[0]}`), {len(rows)} rows of "
+            f"{len(set(rows[prompt_column]))} prompts; make it one row for each prompt, the questions in a list"
         )
     taken = [name for name in names if name in TAKEN and name != prompt_column]
     taken += ["user_prompt"] if prompt_column != "user_prompt" and "user_prompt" in names else []

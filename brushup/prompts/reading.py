@@ -1,4 +1,4 @@
-"""Prompt files: JSONL, CSV, Parquet or a Hub data set become a table, with the place of each row and its faults."""
+"""Prompt files, or a Hub data set, become a table, with the place of each row and its faults."""
 
 import csv
 import json
@@ -10,23 +10,27 @@ from typing import Any
 
 import datasets
 import pyarrow
-from datasets import Dataset
+from datasets import Dataset, Features, Json
+
+
+PROMPT_FILES = (".jsonl", ".json", ".csv", ".tsv", ".txt", ".parquet")
 
 
 def read_table(source: str, split: str) -> tuple[Dataset, list[str], dict[str, str]]:
     """Return the rows, the place of each (file and line), and the fault of each place that could not be read.
 
     Args:
-        source: a `.jsonl`, `.csv` or `.parquet` file, or the id of a Hub data set.
+        source: a file (of `PROMPT_FILES`), or the id of a Hub data set. A `.json` file holds a list of objects; each
+            line of a `.txt` file is a `user_prompt`.
         split: of a Hub data set.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the file is not UTF-8, or not of its kind.
     """
-    readers = {".jsonl": _read_jsonl, ".csv": _read_csv}
+    readers = {".jsonl": _read_jsonl, ".json": _read_json, ".csv": _read_csv, ".tsv": _read_csv, ".txt": _read_txt}
     suffix = Path(source).suffix
-    if suffix in (*readers, ".parquet") and not Path(source).is_file():
+    if suffix in PROMPT_FILES and not Path(source).is_file():
         raise FileNotFoundError(f"{source}: no such prompt file (the path is relative to {Path.cwd()})")
     if suffix not in readers:
         try:
@@ -38,14 +42,18 @@ def read_table(source: str, split: str) -> tuple[Dataset, list[str], dict[str, s
     faults = {place: row for place, row in lines if isinstance(row, str)}
     rows = {place: row for place, row in lines if isinstance(row, dict)}
     names = list(dict.fromkeys(name for row in rows.values() for name in row))
-    columns = {}
+    columns, mixed = {}, {}  # mixed: nested values that have no type in common
     for name in names:
         values = [row.get(name) for row in rows.values()]
         for index, fault in _unlike_the_others(values):
             faults.setdefault(list(rows)[index], f"`{name}` {fault}")
             values[index] = None
         columns[name] = values
-    return Dataset.from_dict(columns), list(rows), faults
+        if not _fits(values):
+            mixed[name] = Json()
+    flat = Dataset.from_dict({name: values for name, values in columns.items() if name not in mixed})
+    features = Features({name: mixed.get(name) or flat.features[name] for name in columns})
+    return Dataset.from_dict(columns, features), list(rows), faults
 
 
 def read_text(path: str | Path) -> str:
@@ -73,10 +81,30 @@ def _read_jsonl(path: str) -> Iterator[tuple[int, dict | str]]:
             yield number, f"not valid JSON ({reason})"
 
 
+def _read_json(path: str) -> Iterator[tuple[int, dict | str]]:
+    """Yield the number of each object of the list, from 1, and the object, or the fault in it."""
+    try:
+        rows = json.loads(read_text(path))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}:{error.lineno}: not valid JSON ({error.msg} at column {error.colno})") from error
+    if not isinstance(rows, list):
+        raise ValueError(f"{path}: expected a list of objects, found {_kind(rows)}")
+    for number, row in enumerate(rows, start=1):
+        yield number, row if isinstance(row, dict) else f"expected a JSON object, found {json.dumps(row)[:60]}"
+
+
+def _read_txt(path: str) -> Iterator[tuple[int, dict]]:
+    """Yield each line's number, from 1, and the prompt on it; empty lines are skipped."""
+    for number, line in enumerate(read_text(path).splitlines(), start=1):
+        if line.strip():
+            yield number, {"user_prompt": line.strip()}
+
+
 def _read_csv(path: str) -> Iterator[tuple[int, dict | str]]:
     """Yield each row's last line number, and the row or the fault in it; an empty cell is None."""
     csv.field_size_limit(sys.maxsize)  # a cell that is too long for a prompt is refused with its line
-    reader = csv.DictReader(read_text(path).splitlines(keepends=True))
+    dialect = "excel-tab" if path.endswith(".tsv") else "excel"
+    reader = csv.DictReader(read_text(path).splitlines(keepends=True), dialect=dialect)
     try:
         for row in reader:
             if None in row or None in row.values():
@@ -85,7 +113,7 @@ def _read_csv(path: str) -> Iterator[tuple[int, dict | str]]:
             else:
                 yield reader.line_num, {name: value or None for name, value in row.items()}
     except csv.Error as error:
-        raise ValueError(f"{path}:{reader.line_num}: not valid CSV ({error})") from error
+        raise ValueError(f"{path}:{reader.line_num}: not a valid table ({error})") from error
 
 
 def _unlike_the_others(values: list[Any]) -> Iterable[tuple[int, str]]:
@@ -99,6 +127,9 @@ def _unlike_the_others(values: list[Any]) -> Iterable[tuple[int, str]]:
         if kind not in (None, usual)
     }
     rest = [None if index in faults else value for index, value in enumerate(values)]
+    if usual in ("a list", "a mapping"):  # each value may be of its kind, but must be JSON that a table can store
+        alone = [index for index, value in enumerate(rest) if not _is_json(value)]
+        return sorted((faults | {i: f"is {rest[i]!r:.60}, which no column can hold" for i in alone}).items())
     while not _fits(rest):
         low, high = 0, len(rest)  # the first rows that do fit, and the fewest that do not
         while high - low > 1:
@@ -113,6 +144,14 @@ def _kind(value: Any) -> str | None:
     """Return the kind of a JSON value in words; None for null."""
     others = {str: "a text", bool: "true or false", list: "a list", dict: "a mapping"}
     return "a number" if type(value) in (int, float) else others.get(type(value))
+
+
+def _is_json(value: Any) -> bool:
+    try:
+        Json().encode_example(value)
+    except (OverflowError, UnicodeError):
+        return False
+    return True
 
 
 def _fits(values: list[Any]) -> bool:

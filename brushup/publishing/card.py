@@ -16,6 +16,7 @@ from brushup.config import DataConfig, PromptEnhancerConfig, RenderConfig
 from brushup.evaluation.compare import results_table
 from brushup.evaluation.results import Results, for_others
 from brushup.evaluation.reward_hacking import distinct_signs
+from brushup.prompts.reading import PROMPT_FILES
 from brushup.rewards.registry import RewardSpec
 
 
@@ -74,7 +75,7 @@ def is_hub_id(name: str) -> bool:
         validate_repo_id(name)
     except HFValidationError:
         return False
-    return not Path(name).exists() and Path(name).suffix not in (".jsonl", ".csv", ".parquet")
+    return not Path(name).exists() and Path(name).suffix not in PROMPT_FILES
 
 
 def adapter_config(folder: Path) -> dict[str, Any]:

@@ -25,12 +25,42 @@ def test_the_same_rows_from_every_format_and_any_column(tmp_path):
     rows = [{"caption": "a cat", "category": "basic"}, {"caption": 'a sign, "OPEN"', "category": "text"}]
     write(tmp_path / "p.jsonl", "\n".join(map(json.dumps, rows)))
     write(tmp_path / "p.csv", 'caption,category\na cat,basic\n"a sign, ""OPEN""",text\n')
+    write(tmp_path / "p.tsv", 'caption\tcategory\na cat\tbasic\na sign, "OPEN"\ttext\n')
+    write(tmp_path / "p.json", json.dumps(rows, indent=2))
     Dataset.from_list(rows).to_parquet(tmp_path / "p.parquet")
     loaded = [
-        load_prompts(str(tmp_path / f"p.{kind}"), prompt_column="caption") for kind in ("jsonl", "csv", "parquet")
+        load_prompts(str(tmp_path / f"p.{kind}"), prompt_column="caption").to_list()
+        for kind in ("jsonl", "json", "csv", "tsv", "parquet")
     ]
-    assert loaded[0].to_list() == loaded[1].to_list() == loaded[2].to_list()
-    assert list(loaded[0]["user_prompt"]) == ["a cat", 'a sign, "OPEN"']
+    assert all(rows == loaded[0] for rows in loaded)
+    assert [row["user_prompt"] for row in loaded[0]] == ["a cat", 'a sign, "OPEN"']
+    lines = write(tmp_path / "p.txt", 'a cat\n\na sign, "OPEN"\n')
+    assert load_prompts(lines)["user_prompt"] == ["a cat", 'a sign, "OPEN"']
+
+
+def test_nested_columns_stay_as_they_are(tmp_path):
+    """As in GenEval's evaluation_metadata.jsonl, whose `position` holds a text and a number."""
+    wanted = [
+        [{"class": "cat", "count": 1}, {"class": "dog", "count": 1, "position": ["left of", 0]}],
+        [{"class": "bird", "count": 2}],
+        None,
+    ]
+    rows = [{"user_prompt": f"prompt {n}", "include": value} for n, value in enumerate(wanted)]
+    assert list(load_prompts(write(tmp_path / "p.jsonl", lines(*rows)))["include"]) == wanted
+
+
+@pytest.mark.parametrize("value", [["\ud83d"], {"x": "\ud83d"}])
+def test_a_nested_value_that_no_table_can_store_is_named(tmp_path, value):
+    rows = [{"user_prompt": "a cat", "scene": [["left of", 0]]}, {"user_prompt": "a dog", "scene": value}]
+    with pytest.raises(ValueError, match=r"p\.jsonl:2: `scene` is "):
+        load_prompts(write(tmp_path / "p.jsonl", lines(*rows)))
+
+
+def test_a_file_with_a_row_for_each_question_is_refused(tmp_path):
+    rows = [f"dsg{n // 3},a cat on a mat,{n}\n" for n in range(3)] + [f"dsg{n // 3},a dog,{n}\n" for n in range(3, 6)]
+    file = write(tmp_path / "dsg.csv", "item_id,text,question_natural_language\n" + "".join(rows))
+    with pytest.raises(ValueError, match=r"dsg\.csv: it has a row for each question .* 6 rows of 2 prompts"):
+        load_prompts(file, prompt_column="text")
 
 
 @pytest.mark.parametrize(
@@ -41,6 +71,10 @@ def test_the_same_rows_from_every_format_and_any_column(tmp_path):
         ("p.jsonl", '{"user_prompt": "a cat"}\n\n{"user_prompt": " "}', r"p\.jsonl:3: `user_prompt` must be a text"),
         ("p.jsonl", '["a cat"]\n"a dog"', r"p\.jsonl:1: expected a JSON object.*1 more bad row"),
         ("p.jsonl", "\n", r"p\.jsonl: the file has no prompts"),
+        ("p.json", '[{"user_prompt": "a cat"},\n"a dog"]', r"p\.json:2: expected a JSON object, found \"a dog\""),
+        ("p.json", '{"user_prompt": "a cat"}', r"p\.json: expected a list of objects, found a mapping"),
+        ("p.json", '[{"user_prompt": "a cat"},\n', r"p\.json:2: not valid JSON"),
+        ("p.txt", "\n", r"p\.txt: the file has no prompts"),
         ("p.csv", "user_prompt,category\na cat,basic\na dog\n", r"p\.csv:3: 1 cells, but the header has 2"),
         ("p.csv", "user_prompt,category\n,basic\n", r"p\.csv:2: `user_prompt` must be a text"),
         ("p.csv", "user_prompt\n", r"p\.csv: the file has no prompts"),

@@ -94,7 +94,7 @@ def test_the_columns_of_a_file(enhance, rewrites, tmp_path):
         (["a cat", "--model", "runs/no/such"], "'runs/no/such' is no folder here with a model"),
         (["--file", "/dev/null"], "no prompts: give them as arguments, with --file, or on standard input"),
         (["a cat", "--file", "prompts.txt"], "prompts come from the arguments or from --file, not from both"),
-        (["--file", "no/such.txt"], "No such file or directory: 'no/such.txt'"),
+        (["--file", "no/such.txt"], "no/such.txt: no such prompt file"),
         (["--file", "docs/demo.png"], "docs/demo.png:1: the byte 0x89 is not UTF-8"),
         (["a cat", "--render", "images"], "--render DIR and --config YAML go together"),
         (["a cat", "--render", "images", "--config", "nope.yaml"], "--config nope.yaml: No such file or directory"),
