@@ -13,11 +13,14 @@ docs/memory.md says what is counted and what is not. The limit is a run on a GPU
 
 import argparse
 import functools
+import itertools
 import json
 import os
 import threading
 import weakref
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from unittest import mock
 
@@ -53,16 +56,63 @@ SMALL["num_hidden_layers"] = 8
 
 # The recipes' adapter
 LORA = LoraConfig(r=16, target_modules="q_proj k_proj v_proj o_proj gate_proj up_proj down_proj".split())
-PROMPT, COMPLETION = 128, 160  # tokens: the instruction is some 100 of them
 BATCHES = (1, 8, 32)  # per_device_train_batch_size
-ACCUMULATION = 4  # batches of completions that are written at once
+GENERATORS = ("none", "SD3 without T5", "SD3")
 SCORER = 2.4e9  # bytes of xlm-roberta-large-ViT-H-14 in bfloat16: 1.19 billion parameters
-RENDER_BATCH, PIXELS = 8, 512
+PIXELS = 512
+RENDERING = [("none", 8), ("SD3 without T5", 8), ("SD3 without T5", 32), ("SD3", 8), ("SD3", 32)]  # images at once
 
 # (method, ZeRO stage or FSDP2, GPUs). Full fine-tuning in bfloat16 needs weights in float32 besides: DeepSpeed keeps a
 # copy of them, and under FSDP2 the weights themselves are.
 METHODS = [("QLoRA", "-", 1), ("LoRA", "-", 1), ("LoRA", "3", 8), ("LoRA", "FSDP2", 8)]
 METHODS += [("full", "2", 8), ("full", "3", 8), ("full", "3, offload", 8), ("full", "FSDP2", 8)]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A run's settings that matter for memory.
+
+    Args:
+        policy: a key of `QWEN2_VL`.
+        method, stage, gpus: of `METHODS`.
+        generator: `none` (a service renders), `SD3 without T5` or `SD3`; with its scorer, on the same GPU.
+        batch: `per_device_train_batch_size`.
+        render_batch: images rendered at once.
+        written: batches of completions that are written at once.
+        prompt, completion: tokens; the instruction is some 100 of a prompt's.
+        checkpointing: `gradient_checkpointing`.
+        reference: whether there is a reference model (`beta` > 0).
+    """
+
+    policy: str
+    method: str = "LoRA"
+    stage: str = "-"
+    gpus: int = 1
+    generator: str = "none"
+    batch: int = 8
+    render_batch: int = 8
+    written: int = 4
+    prompt: int = 128
+    completion: int = 160
+    checkpointing: bool = True
+    reference: bool = True
+
+
+# The settings and the GiB that were allocated on an H100 (ca67f80, random weights): runs of the recipes, then steps
+# with rewards that cost nothing.
+STEP = Setting("2B", batch=64, written=1, prompt=89, completion=64, reference=False)
+MEASURED = {
+    "recipe for 2B on one GPU": (Setting("2B", "QLoRA", generator="SD3 without T5", completion=128), 13.1),
+    "recipe for 7B on one GPU": (Setting("7B", generator="SD3", render_batch=16, written=1), 40.4),
+    "micro-batches of 8": (replace(STEP, batch=8, written=8), 5.2),
+    "of 16": (replace(STEP, batch=16, written=4), 5.2),
+    "of 64": (STEP, 6.9),
+    "of 8, no checkpointing": (replace(STEP, batch=8, written=8, checkpointing=False), 8.3),
+    "of 64, no checkpointing": (replace(STEP, checkpointing=False), 35.1),
+    "of 64, no checkpointing, full": (replace(STEP, method="full", checkpointing=False), 40.0),
+}
+# The same for Stable Diffusion 3: images at once, with T5 or without, GiB
+RENDERED = [(4, True, 16.9), (8, True, 19.3), (16, True, 24.1), (32, True, 33.8), (32, False, 25.1)]
 
 
 class LiveBytes(TorchDispatchMode):
@@ -76,6 +126,9 @@ class LiveBytes(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         output = func(*args, **(kwargs or {}))
         tree_map_only(torch.Tensor, self._track, output)
+        if func is torch.ops.aten.convolution.default:
+            # cuDNN works on channels-last copies of both: counted without them, SD3's decoder took a third too little
+            self.peak = max(self.peak, self.live + args[0].nbytes + output.nbytes)
         return output
 
     def _track(self, tensor: torch.Tensor) -> None:
@@ -91,13 +144,16 @@ class LiveBytes(TorchDispatchMode):
         self.live -= size
 
 
-def policy_on_meta(size: dict, lora: bool = False, vision_depth: int = 32) -> torch.nn.Module:
+def policy_on_meta(
+    size: dict, lora: bool = False, vision_depth: int = 32, checkpointing: bool = True
+) -> torch.nn.Module:
     """Return a Qwen2-VL policy in bfloat16 without weights, set up for training as by TRL.
 
     Args:
         size: fields of its text model's config.
         lora: with an adapter, in float32, all else frozen.
-        vision_depth: layers of the vision tower, which does nothing as long as prompts have no pictures.
+        vision_depth: layers of the vision tower, which does nothing as long as prompts have no images.
+        checkpointing: whether a layer's activations are computed again in the backward.
     """
     text = {"num_hidden_layers": 28} | size
     vision = {
@@ -110,7 +166,8 @@ def policy_on_meta(size: dict, lora: bool = False, vision_depth: int = 32) -> to
     config = Qwen2VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=size["tie_word_embeddings"])
     with torch.device("meta"):
         policy = Qwen2VLForConditionalGeneration._from_config(config, dtype=torch.bfloat16)
-        policy.gradient_checkpointing_enable({"use_reentrant": False})
+        if checkpointing:
+            policy.gradient_checkpointing_enable({"use_reentrant": False})
         add_fused_lm_head(policy, outputs=("log_probs", "entropy"))
         if lora:
             policy = get_peft_model(policy, LORA)
@@ -164,19 +221,19 @@ def training_step(policy: torch.nn.Module, batch: int, length: int, keep_gradien
 
 
 @functools.cache
-def activation_bytes(policy: str, lora: bool, batch: int) -> int:
-    """Return the peak of forward and backward, beyond weights and gradients."""
-    model = policy_on_meta(QWEN2_VL[policy], lora=lora)
+def activation_bytes(policy: str, lora: bool, batch: int, length: int = 288, checkpointing: bool = True) -> int:
+    """Return the peak of forward and backward of `batch` rows of `length` tokens, beyond weights and gradients."""
+    model = policy_on_meta(QWEN2_VL[policy], lora=lora, checkpointing=checkpointing)
     with counting() as bytes_:
         materialize(model)
         before = bytes_.peak = bytes_.live
-        training_step(model, batch, PROMPT + COMPLETION)
+        training_step(model, batch, length)
     return bytes_.peak - before
 
 
 @functools.cache
-def generator_bytes(with_t5: bool) -> tuple[int, int]:
-    """Return the bytes of Stable Diffusion 3 medium in bfloat16: of its weights, and of rendering a batch besides."""
+def generator_bytes(with_t5: bool, batch: int) -> tuple[int, int]:
+    """Return the bytes of Stable Diffusion 3 medium in bfloat16: of its weights, and of rendering `batch` images."""
     with torch.device("meta"):
         transformer = SD3Transformer2DModel(
             num_layers=24,
@@ -206,7 +263,7 @@ def generator_bytes(with_t5: bool) -> tuple[int, int]:
             t5 = {"d_model": 4096, "d_ff": 10240, "num_layers": 24, "num_heads": 64, "feed_forward_proj": "gated-gelu"}
             texts.append(T5EncoderModel(T5Config(**t5, d_kv=64, vocab_size=32128)))
     weights = 2 * sum(parameters(model) for model in (transformer, vae, *texts))
-    images, side = 2 * RENDER_BATCH, PIXELS // 8  # with and without the prompt, for guidance
+    images, side = 2 * batch, PIXELS // 8  # with and without the prompt, for guidance
     with counting() as bytes_, torch.no_grad():
         for model in (transformer, vae):
             model.to(torch.bfloat16)
@@ -216,7 +273,7 @@ def generator_bytes(with_t5: bool) -> tuple[int, int]:
         text = torch.empty(images, 77 + 256, 4096, dtype=torch.bfloat16)
         pooled = torch.empty(images, 2048, dtype=torch.bfloat16)
         transformer(latents, text, pooled, timestep=torch.ones(images))
-        vae.decode(latents[:RENDER_BATCH])
+        vae.decode(latents[:batch])
     return weights, bytes_.peak - before
 
 
@@ -253,6 +310,8 @@ def state_bytes(method: str, stage: str, gpus: int) -> float:
         return 2 + 2 + 4
     if stage == "FSDP2":
         return (4 + 4 + 8) / gpus
+    if (method, stage) == ("full", "-"):  # all in bfloat16; gradients come as activations go
+        return 4
     if method == "LoRA":
         return 2 + (2 + 12) / gpus if stage == "3" else 4 + 4 + 8
     return (2 + 12) / gpus
@@ -272,47 +331,43 @@ def communication_bytes(policy: str, method: str, stage: str) -> int:
     return buckets + (2 * min(count, 1_000_000_000) if stage.startswith("3") else 0)
 
 
-def peak(policy: str, method: str, stage: str, gpus: int, batch: int, generator: str) -> dict[str, float]:
-    """Return the peak on each GPU, in bytes, and its parts.
-
-    Args:
-        policy: a key of `QWEN2_VL`.
-        method, stage, gpus: of `METHODS`.
-        batch: `per_device_train_batch_size`.
-        generator: `none` (a service renders), `SD3 without T5` or `SD3`; with its scorer, on the same GPU.
-    """
-    size, lora = QWEN2_VL[policy], method != "full"
-    count, in_4_bits, of_lora = sizes(policy)
+def peak(setting: Setting) -> dict[str, float]:
+    """Return the peak on each GPU, in bytes, and its parts."""
+    size, lora = QWEN2_VL[setting.policy], setting.method != "full"
+    count, in_4_bits, of_lora = sizes(setting.policy)
     trained = of_lora if lora else count
-    fsdp2, offloaded = stage == "FSDP2", stage.endswith("offload")
-    sharded = gpus if stage.startswith("3") or fsdp2 else 1
+    fsdp2, offloaded = setting.stage == "FSDP2", setting.stage.endswith("offload")
+    zero3 = setting.stage.startswith("3")
     whole = 2 * count
-    if method == "QLoRA":  # nested: a constant of 8 bits for 64 weights, and one of 32 bits for 256 of these
+    if setting.method == "QLoRA":  # nested: a constant of 8 bits for 64 weights, and one of 32 bits for 256 of these
         whole += in_4_bits * (1 / 2 + 1 / 64 + 4 / (64 * 256) - 2)
-    weights = whole / sharded
-    state = state_bytes(method, stage, gpus) * trained
-    reference = weights if method == "full" else 0  # beta > 0; with LoRA it is the policy without its adapter
+    weights = whole / (setting.gpus if zero3 or fsdp2 else 1)
+    state = state_bytes(setting.method, setting.stage, setting.gpus) * trained
+    reference = weights if setting.reference and not lora else 0  # with LoRA it is the policy without its adapter
     if fsdp2 and not lora:
         weights = 0  # in the state
-    communication = communication_bytes(policy, method, stage)
+    communication = communication_bytes(setting.policy, setting.method, setting.stage)
     if offloaded:
         weights = state = reference = 0
 
-    rows = batch * ACCUMULATION
+    rows = setting.batch * setting.written
     heads = size["hidden_size"] // size["num_attention_heads"] * size["num_key_value_heads"]
-    generating = rows * (2 * 28 * heads * 2 * (PROMPT + COMPLETION) + 3 * 4 * size["vocab_size"])  # cache, logits
-    if stage.startswith("3"):
+    cache, logits = 2 * 28 * heads * 2 * (setting.prompt + setting.completion), 3 * 4 * size["vocab_size"]
+    reading = 3 * 2 * size["intermediate_size"] * setting.prompt  # all prompts at once: a layer's feed-forward
+    generating = rows * (cache + max(logits, reading))
+    if zero3:
         generating += whole  # ds3_gather_for_generation
-    training = activation_bytes(policy, lora, batch)
-    if method == "QLoRA":
+    length = setting.prompt + setting.completion
+    training = activation_bytes(setting.policy, lora, setting.batch, length, setting.checkpointing)
+    if setting.method == "QLoRA":
         training += 2 * size["hidden_size"] * size["intermediate_size"]  # a layer's weights, back in bfloat16
     referring = 0
     if fsdp2 and not lora:
         training += 2 * trained  # accelerate's `no_sync`: until the last micro-batch, gradients are whole on each GPU
-        referring = 2 * whole  # TRL's `prepare_fsdp`: one unit, gathered at once and copied from its buffer
+        referring = 2 * whole if setting.reference else 0  # TRL's `prepare_fsdp`: one unit, gathered and copied
     resident = rendering = 0
-    if generator != "none":
-        resident, rendering = generator_bytes(with_t5=generator == "SD3")
+    if setting.generator != "none":
+        resident, rendering = generator_bytes(setting.generator == "SD3", setting.render_batch)
         resident += SCORER
     parts = {
         "weights": weights + reference,
@@ -321,8 +376,8 @@ def peak(policy: str, method: str, stage: str, gpus: int, batch: int, generator:
         "generator_and_scorer": resident,
         "fixed": FIXED,
     }
-    # Rendering goes on beside the reference model and training, but only after the rewrites are written.
-    total = sum(parts.values()) + max(generating, referring + rendering, training + rendering)
+    # The reference model runs while images are rendered; training waits for them.
+    total = sum(parts.values()) + max(generating, referring + rendering, training)
     steps = {"generating": generating, "referring": referring, "training": training, "rendering": rendering}
     return parts | steps | {"peak": total}
 
@@ -339,7 +394,7 @@ def resident_bytes() -> int:
 
 def check(lora: bool, batch: int) -> dict[str, float]:
     """Run a training step of a small policy on the CPU: count its bytes with fake tensors, and measure the process."""
-    length = PROMPT + COMPLETION
+    length = 288
     model = policy_on_meta(SMALL, lora, vision_depth=1)
     with counting(as_on_a_gpu=False) as fake:
         materialize(model)
@@ -367,6 +422,36 @@ def check(lora: bool, batch: int) -> dict[str, float]:
     return {"lora": lora, "batch": batch, "counted": counted, "measured": highest - before}
 
 
+def table(header: str, rows: Iterable[list]) -> None:
+    """Print a table in Markdown; numbers are bytes, shown in GiB."""
+    print(f"\n| {header} |\n|{' --- |' * (header.count('|') + 1)}")
+    for row in rows:
+        cells = (f"{cell / GIB:.1f}" if isinstance(cell, float) else str(cell) for cell in row)
+        print(f"| {' | '.join(cells)} |", flush=True)
+
+
+def beside_measured() -> Iterator[list]:
+    """Yield the calculated and the measured bytes of each point that was measured; CUDA's own are in neither."""
+    for name, (setting, measured) in MEASURED.items():
+        yield [name, calculated := peak(setting)["peak"] - FIXED, measured * GIB, f"{calculated / measured / GIB:.2f}"]
+    for batch, with_t5, measured in RENDERED:
+        calculated = float(sum(generator_bytes(with_t5, batch)))
+        name = f"SD3 {'with' if with_t5 else 'without'} T5 alone, {batch} images at once"
+        yield [name, calculated, measured * GIB, f"{calculated / measured / GIB:.2f}"]
+
+
+def micro_batches() -> Iterator[list]:
+    """Yield the peaks of a GPU that does all, by rewrites at once and images at once, and the GPUs that hold them."""
+    for policy, methods, batches in (("2B", ("QLoRA", "LoRA"), (8, 32, 64)), ("7B", ("LoRA",), (8, 16, 32))):
+        for method, batch in itertools.product(methods, batches):
+            setting = Setting(policy, method, batch=batch, written=max(64 // batch, 1), completion=128)
+            ways = [replace(setting, generator=name, render_batch=n) for name, n in RENDERING]
+            peaks = [float(peak(way)["peak"]) for way in ways]
+            training = float(peak(setting)["training"])
+            shown = [f"{value / GIB:.1f}: {fits(value)}" for value in peaks]
+            yield [policy, method, f"{batch} x {setting.written}", training, *shown]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--check", action="store_true", help="Compare a count with a real step on the CPU.")
@@ -381,26 +466,21 @@ def main() -> None:
             figures = f"{row['counted'] / GIB:.2f} | {row['measured'] / GIB:.2f}"
             print(f"| {'LoRA' if row['lora'] else 'full'} | {row['batch']} | {figures} |")
     else:
-        print(
-            "| policy | method | ZeRO/FSDP | GPUs | renders here | batch 1 | batch 8 | batch 32 | fits on (batch 8) |"
-        )
-        print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
         results = []
-        for policy in QWEN2_VL:
-            for generator in ("none", "SD3 without T5", "SD3"):
-                for method, stage, gpus in METHODS:
-                    rows = {batch: peak(policy, method, stage, gpus, batch, generator) for batch in BATCHES}
-                    figures = " | ".join(f"{rows[batch]['peak'] / GIB:.1f}" for batch in BATCHES)
-                    smallest = fits(rows[8]["peak"])
-                    print(f"| {policy} | {method} | {stage} | {gpus} | {generator} | {figures} | {smallest} |")
-                    setting = {
-                        "policy": policy,
-                        "method": method,
-                        "stage": stage,
-                        "gpus": gpus,
-                        "generator": generator,
-                    }
-                    results += [setting | {"batch": batch} | row for batch, row in rows.items()]
+
+        def rows() -> Iterator[list]:
+            for policy, generator, (method, stage, gpus) in itertools.product(QWEN2_VL, GENERATORS, METHODS):
+                settings = [Setting(policy, method, stage, gpus, generator, batch) for batch in BATCHES]
+                peaks = [peak(setting) for setting in settings]
+                results.extend(asdict(setting) | row for setting, row in zip(settings, peaks, strict=True))
+                figures = [float(row["peak"]) for row in peaks]
+                yield [policy, method, stage, gpus, generator, *figures, fits(figures[1])]
+
+        batches = " | ".join(f"batch {batch}" for batch in BATCHES)
+        table(f"policy | method | ZeRO/FSDP | GPUs | renders here | {batches} | fits on (batch 8)", rows())
+        ways = " | ".join(f"{name}, {n} images" if name != "none" else name for name, n in RENDERING)
+        table(f"policy | method | micro-batch x accumulation | training | {ways}", micro_batches())
+        table("on an H100 | calculated | measured | ratio", beside_measured())
     if options.output:
         options.output.write_text(json.dumps(results, indent=1) + "\n")
 

@@ -64,17 +64,19 @@ def test_a_step_on_fake_tensors_takes_what_one_on_real_tensors_does(memory):
 
 
 def test_the_parts_of_a_peak(memory, monkeypatch):
-    monkeypatch.setattr(memory, "activation_bytes", lambda policy, lora, batch: batch * memory.GIB)
-    lora = memory.peak("2B", "LoRA", "-", 1, 1, "none")
+    monkeypatch.setattr(memory, "activation_bytes", lambda policy, lora, batch, *_: batch * memory.GIB)
+    lora = memory.peak(memory.Setting("2B", "LoRA", "-", 1, batch=1))
     assert lora["weights"] == 2 * 2_208_985_600
     assert lora["trained"] == 16 * memory.sizes("2B")[2]  # weight, gradient and two Adam states in float32
     assert lora["peak"] == lora["weights"] + lora["trained"] + 2 * memory.GIB  # a step's, and CUDA's own
-    qlora = memory.peak("2B", "QLoRA", "-", 1, 1, "none")
+    qlora = memory.peak(memory.Setting("2B", "QLoRA", "-", 1, batch=1))
     assert 0.3 < qlora["weights"] / lora["weights"] < 0.4 and qlora["peak"] < lora["peak"]
-    sharded = memory.peak("2B", "LoRA", "3", 8, 1, "none")
+    sharded = memory.peak(memory.Setting("2B", "LoRA", "3", 8, batch=1))
     assert sharded["weights"] == lora["weights"] / 8
     assert sharded["generating"] > lora["weights"]  # whole again while it writes
-    full = [memory.peak("2B", "full", stage, 8, 1, "none")["weights"] for stage in ("2", "3", "3, offload")]
+    full = [
+        memory.peak(memory.Setting("2B", "full", stage, 8, batch=1))["weights"] for stage in ("2", "3", "3, offload")
+    ]
     assert full == [4 * 2_208_985_600, 4 * 2_208_985_600 / 8, 0]  # with the reference model
 
 
@@ -93,18 +95,18 @@ def test_the_units_that_fsdp2_gathers(memory, policy, embeddings):
 
 
 def test_the_parts_of_a_peak_with_fsdp2(memory, monkeypatch):
-    monkeypatch.setattr(memory, "activation_bytes", lambda policy, lora, batch: batch * memory.GIB)
-    monkeypatch.setattr(memory, "generator_bytes", lambda with_t5: (0, 100 * memory.GIB))
+    monkeypatch.setattr(memory, "activation_bytes", lambda policy, lora, batch, *_: batch * memory.GIB)
+    monkeypatch.setattr(memory, "generator_bytes", lambda with_t5, batch: (0, 100 * memory.GIB))
     count, _, of_lora = memory.sizes("7B")
     layer, outside = memory.fsdp2_units("7B")
-    lora, zero3 = (memory.peak("7B", "LoRA", stage, 8, 1, "none") for stage in ("FSDP2", "3"))
+    lora, zero3 = (memory.peak(memory.Setting("7B", "LoRA", stage, 8, batch=1)) for stage in ("FSDP2", "3"))
     assert lora["weights"] == zero3["weights"] == 2 * count / 8
     assert lora["trained"] == 16 * of_lora / 8  # weight, gradient and two Adam states in float32
     assert lora["communication"] == 2 * (outside + 2 * layer) and lora["referring"] == 0
     assert lora["generating"] == zero3["generating"] - 2 * count  # layer by layer while it writes
     assert lora["training"] == memory.GIB
 
-    full, zero3 = (memory.peak("7B", "full", stage, 8, 1, "none") for stage in ("FSDP2", "3"))
+    full, zero3 = (memory.peak(memory.Setting("7B", "full", stage, 8, batch=1)) for stage in ("FSDP2", "3"))
     assert full["weights"] == 2 * count / 8  # the reference model's; the policy's own are in float32
     assert full["trained"] == 16 * count / 8
     assert full["weights"] + full["trained"] == zero3["weights"] + zero3["trained"]
@@ -112,9 +114,14 @@ def test_the_parts_of_a_peak_with_fsdp2(memory, monkeypatch):
     assert full["referring"] == 4 * count  # gathered at once, into a buffer and from there
     before = full["weights"] + full["trained"] + full["communication"] + memory.GIB
     assert full["peak"] == before + 4 * count
-    rendering = memory.peak("7B", "full", "FSDP2", 8, 1, "SD3")  # beside the reference model
+    rendering = memory.peak(memory.Setting("7B", "full", "FSDP2", 8, "SD3", batch=1))  # beside the reference model
     assert rendering["peak"] == before + memory.SCORER + 4 * count + 100 * memory.GIB
 
 
 def test_what_fits(memory):
     assert [memory.fits(gib * memory.GIB) for gib in (21.5, 22, 44, 100, 130)] == ["24", "48", "80", "141", "none"]
+
+
+def test_rendering_takes_what_was_measured_on_an_h100(memory):
+    batch, with_t5, measured = memory.RENDERED[-1]
+    assert sum(memory.generator_bytes(with_t5, batch)) == pytest.approx(measured * memory.GIB, rel=0.05)
