@@ -404,8 +404,8 @@ def get_demo_worker(render: RenderConfig, config: DemoConfig) -> tuple[Worker, d
     rewards = [spec for spec in parse_rewards(config) if spec.least_images == 1]
     if render.worker in ("auto", "spawn"):  # to start a service pays for training only
         render = dataclasses.replace(render, worker="local")
-    # Two images take no longer than a batch, and somebody waits for them.
-    render = dataclasses.replace(render, worker_timeout=render.render_timeout)
+    # Somebody waits for two images, which take no longer than a batch; compiled, they would take as long as one.
+    render = dataclasses.replace(render, worker_timeout=render.render_timeout, compile_generator=False)
     worker = get_worker(render, rewards, Path(), 1800, serve_command())  # no ranks wait here
     return worker, load_text_rewards(rewards, render.worker_timeout)
 

@@ -60,6 +60,7 @@ def parse_arguments() -> argparse.Namespace:
 if __name__ == "__main__":  # before the imports below, which take ten seconds
     arguments = parse_arguments()
 
+import dataclasses
 import itertools
 import json
 from pathlib import Path
@@ -103,14 +104,19 @@ def check_device(name: str) -> None:
 
 
 def load_render_config(path: str) -> RenderConfig:
-    """Return the settings of the generator in a run's YAML file; raise an error that names the file."""
+    """Return the settings of the generator in a run's YAML file, without `compile_generator`, which takes minutes.
+
+    Raises:
+        ValueError: the file has no generator, or a setting is wrong; the message names the file.
+    """
     settings = read_settings_file(path)
     if "generator" not in settings:
         raise ValueError(f"{path}: there is no key `generator`; take the YAML file of a training run")
     try:
-        return TrlParser(RenderConfig).parse_dict(settings, allow_extra_keys=True)[0]
+        render = TrlParser(RenderConfig).parse_dict(settings, allow_extra_keys=True)[0]
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+    return dataclasses.replace(render, compile_generator=False)
 
 
 def render_pairs(

@@ -44,6 +44,7 @@ def compiled_on_cpu(monkeypatch):
     counters.clear()
     settings = CompileConfig(dynamic=False, backend="eager", mode=None)
     settings._compile_all_devices = True
+    monkeypatch.setenv("CC", "none")  # no machine code, no compiler
     monkeypatch.setattr(compiled, "DEVICES", ("cpu",))
     monkeypatch.setattr(compiled, "COMPILING", settings)
 

@@ -1,5 +1,7 @@
 """Writing with a compiled decoding step, for which the CPU no longer launches each kernel of each token."""
 
+import os
+import shutil
 from typing import Any
 
 from peft import PeftModel
@@ -25,6 +27,8 @@ def compiled_decoding(policy: PreTrainedModel | PeftModel) -> dict[str, Any]:
     model = policy.get_base_model() if isinstance(policy, PeftModel) else policy
     if not isinstance(model, PreTrainedModel) or model.device.type not in DEVICES or not model._can_compile_fullgraph:
         return {}
+    if not os.environ.get("CC") and not shutil.which("gcc") and not shutil.which("clang"):
+        return {}  # Triton would not find the C compiler that it needs
     quantizer = getattr(model, "hf_quantizer", None)
     is_sharded = any(hasattr(weight, "ds_id") or isinstance(weight, DTensor) for weight in model.parameters())
     if is_sharded or (quantizer and not quantizer.is_compileable):

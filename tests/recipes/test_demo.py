@@ -21,7 +21,7 @@ from PIL import Image
 from playwright.sync_api import Page, expect
 from transformers import Qwen2VLForConditionalGeneration
 
-from brushup.config import PromptConfig
+from brushup.config import PromptConfig, RenderConfig
 from brushup.policy.enhancer import Enhancement, PromptEnhancer
 from brushup.prompts.images import load_image
 from brushup.render.job import RenderJob, RenderResult
@@ -296,6 +296,13 @@ def test_examples_of_all_categories_come_first(recipe, monkeypatch):
     assert {category for _, category in examples[: recipe["EXAMPLES_A_PAGE"]]} == categories
     examples = recipe["load_examples"](prompts, str(TINY_WORLD / "validation.jsonl"))
     assert len(examples) == len({prompt for prompt, _ in examples}) > 100
+
+
+def test_two_images_are_rendered_without_compiling_and_without_a_service(recipe, monkeypatch):
+    get_demo_worker, render = recipe["get_demo_worker"], RenderConfig("a model", compile_generator=True, worker="auto")
+    monkeypatch.setitem(get_demo_worker.__globals__, "get_worker", lambda settings, *_: settings)
+    settings, _ = get_demo_worker(render, recipe["DemoConfig"](model_name_or_path="a policy"))
+    assert not settings.compile_generator and settings.worker == "local"
 
 
 def test_remarks(recipe):

@@ -4,8 +4,10 @@ import json
 import runpy
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+import yaml
 from conftest import REPOSITORY, TINY_WORLD
 from PIL import Image
 
@@ -86,6 +88,14 @@ def test_the_columns_of_a_file(enhance, rewrites, tmp_path):
     assert output.splitlines() == [seeing], error
     output, error = enhance(*file)
     assert "there is no column 'user_prompt'; there is text, image (prompt_column names" in error and not output
+
+
+def test_a_few_images_are_rendered_without_compiling(monkeypatch):
+    monkeypatch.chdir(REPOSITORY)
+    path = "recipes/qwen2vl_2b_sd3_1gpu.yaml"
+    assert yaml.safe_load(Path(path).read_text())["compile_generator"]
+    render = runpy.run_path(COMMAND[0])["load_render_config"](path)
+    assert not render.compile_generator and render.render_kwargs["guidance_scale"] == 5.0
 
 
 @pytest.mark.parametrize(
