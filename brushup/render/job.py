@@ -51,13 +51,15 @@ FailureKind = Literal["timeout", "out_of_memory", "bad_image", "reward", "other"
 
 @dataclass(frozen=True)
 class RenderJob:
-    """One image to render of `prompt` (the rewrite) from `seed`, and to score against `user_prompt`."""
+    """One image to render of `prompt` (the rewrite) from `seed`, and to score against `user_prompt`; with
+    `for_evaluation` it is rendered with `eval_render_kwargs`."""
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
     prompt: Prompt
     user_prompt: Prompt
     seed: Seed
+    for_evaluation: bool = False
 
 
 @dataclass
