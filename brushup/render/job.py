@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, Protocol
 
 from PIL import Image
-from pydantic import BeforeValidator, ConfigDict, Field, PlainSerializer, SerializationInfo, WithJsonSchema
+from pydantic import BeforeValidator, ConfigDict, Field, PlainSerializer, SerializationInfo, StrictBool, WithJsonSchema
 
 from brushup.common import MAX_PROMPT_CHARS
 
@@ -59,7 +59,7 @@ class RenderJob:
     prompt: Prompt
     user_prompt: Prompt
     seed: Seed
-    for_evaluation: bool = False
+    for_evaluation: StrictBool = False
 
 
 @dataclass
