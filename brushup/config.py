@@ -69,6 +69,11 @@ class RenderConfig:
     render_kwargs: dict[str, Any] | str | None = setting(
         "Arguments of the pipeline's call: num_inference_steps, guidance_scale, height, ...", default=None
     )
+    eval_render_kwargs: dict[str, Any] | str | None = setting(
+        "Arguments in place of those in render_kwargs for images that are judged or shown, not trained on (held-out "
+        "prompts, evaluate.py, enhance.py, demo.py), e.g. {num_inference_steps: 28}; default: none.",
+        default=None,
+    )
     render_batch_size: int | None = setting(
         "Images rendered at once; default 32 on a GPU, 8 on a CPU. Out of memory halves it.", default=None
     )
@@ -93,8 +98,9 @@ class RenderConfig:
         default=[],
     )
     compile_generator: bool = setting(
-        "torch.compile for the denoiser and the decoder. It takes minutes at the start, and then every batch "
-        "has render_batch_size images: a smaller one is filled up.",
+        "torch.compile for the denoiser and the decoder. It takes minutes at the start (twice, if eval_render_kwargs "
+        "change the size or turn guidance on), and then every batch has render_batch_size images: a smaller one is "
+        "filled up.",
         default=False,
     )
     gpu_memory_fraction: float = setting(
@@ -113,7 +119,7 @@ class RenderConfig:
     )
 
     def __post_init__(self):
-        check_settings(self, "generator_init_kwargs", "render_kwargs", "scheduler_kwargs")
+        check_settings(self, "generator_init_kwargs", "render_kwargs", "eval_render_kwargs", "scheduler_kwargs")
 
     @property
     def device(self) -> str:
@@ -132,8 +138,11 @@ class RenderConfig:
 
     def image_settings(self) -> dict[str, Any]:
         """Return all that decides, with the prompt and the seed, how an image looks."""
-        names = "generator generator_init_kwargs render_kwargs render_dtype scheduler scheduler_kwargs generator_lora"
-        return {name: getattr(self, name) for name in names.split()}
+        names = (
+            *("generator", "generator_init_kwargs", "render_kwargs", "eval_render_kwargs", "render_dtype"),
+            *("scheduler", "scheduler_kwargs", "generator_lora"),
+        )
+        return {name: getattr(self, name) for name in names}
 
 
 @dataclass

@@ -129,7 +129,7 @@ def render_and_score(
 ) -> list[RenderResult]:
     """Return the images of the user's prompt and of each rewrite at this seed, with the scores of all rewards."""
     prompts = [user_prompt, *(rewrite.prompt for rewrite in rewrites)]
-    jobs = [RenderJob(prompt, user_prompt, seed) for prompt in prompts]
+    jobs = [RenderJob(prompt, user_prompt, seed, for_evaluation=True) for prompt in prompts]
     results = worker.submit(jobs, return_images=True).result()
     rows = [{"user_prompt": user_prompt, "prompt": build_messages(user_prompt)}] * len(prompts)
     tokens = [result.tokens for result in results]

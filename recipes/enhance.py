@@ -129,7 +129,8 @@ def render_pairs(
     """
     prompts = [prompt for enhancement in enhancements for prompt in (enhancement.user_prompt, enhancement.prompt)]
     with progress("loading the generator"):
-        renderer = Renderer(render)
+        full = render.render_kwargs | render.eval_render_kwargs
+        renderer = Renderer(dataclasses.replace(render, render_kwargs=full))
     with progress("rendering", len(set(prompts)), lambda: renderer.images_drawn):
         images = iter(renderer.render([(prompt, seed) for prompt in prompts]))
     pairs: list[dict[str, str | None]] = []

@@ -100,7 +100,7 @@ def evaluate_prompts(
         images_kept: the number of rows whose first image is kept.
     """
     jobs = [
-        RenderJob(prompt, row["user_prompt"], image_seed)
+        RenderJob(prompt, row["user_prompt"], image_seed, for_evaluation=True)
         for prompt, row in zip(prompts, rows, strict=True)
         for image_seed in paired_seeds(seed, "validation", row["user_prompt"], images_per_prompt)
     ]

@@ -71,16 +71,23 @@ class IsolationCheck:
         render_kwargs: arguments of its call.
         output_type: as `call_pipeline` takes it.
         modes: the ways to render that are considered, the fastest first.
+        setting: the YAML key of `render_kwargs`.
     """
 
     def __init__(
-        self, pipeline: DiffusionPipeline, render_kwargs: dict[str, Any], output_type: str, modes: Sequence[Sharing]
+        self,
+        pipeline: DiffusionPipeline,
+        render_kwargs: dict[str, Any],
+        output_type: str,
+        modes: Sequence[Sharing],
+        setting: str = "render_kwargs",
     ):
         self.pipeline = pipeline
         self.name = type(pipeline).__name__
         self.render_kwargs = render_kwargs
         self.output_type = output_type
         self.modes = modes
+        self.setting = setting
         self.trial_kwargs = small(pipeline, render_kwargs)
         self.is_exact = pipeline.dtype == torch.float32
         self.images = 0
@@ -147,7 +154,7 @@ class IsolationCheck:
             culprits = self._find_culprits()
             where = "; ".join(f"{key}: {self.render_kwargs[key]!r:.80}" for key in culprits)
             raise ValueError(
-                f"{'render_kwargs: ' + where if culprits else 'generator'}: {self.name} renders no image from one "
+                f"{f'{self.setting}: {where}' if culprits else 'generator'}: {self.name} renders no image from one "
                 f"prompt {'with it' if culprits else 'alone'}: {type(error).__name__}: {error}"[:600]
             ) from error
 
@@ -189,8 +196,9 @@ class IsolationCheck:
             self.trial_kwargs = {key: value for key, value in kwargs.items() if key != name}
             if difference(image, self._call([LONG_PROMPT], 1, [SEEDS[0]])[0]) <= self.repetition:
                 logger.warning(
-                    "render_kwargs: %s changes nothing with %s and these settings (it needs guidance: guidance_scale, "
+                    "%s: %s changes nothing with %s and these settings (it needs guidance: guidance_scale, "
                     "or true_cfg_scale, above 1, of a generator that was not distilled); leave it out",
+                    self.setting,
                     name,
                     self.name,
                 )

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, Protocol
 
 from PIL import Image
-from pydantic import BeforeValidator, ConfigDict, Field, PlainSerializer, SerializationInfo, WithJsonSchema
+from pydantic import BeforeValidator, ConfigDict, Field, PlainSerializer, SerializationInfo, StrictBool, WithJsonSchema
 
 from brushup.common import MAX_PROMPT_CHARS
 
@@ -51,13 +51,15 @@ FailureKind = Literal["timeout", "out_of_memory", "bad_image", "reward", "other"
 
 @dataclass(frozen=True)
 class RenderJob:
-    """One image to render of `prompt` (the rewrite) from `seed`, and to score against `user_prompt`."""
+    """One image to render of `prompt` (the rewrite) from `seed`, and to score against `user_prompt`; with
+    `for_evaluation` it is rendered with `eval_render_kwargs`."""
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
     prompt: Prompt
     user_prompt: Prompt
     seed: Seed
+    for_evaluation: StrictBool = False
 
 
 @dataclass

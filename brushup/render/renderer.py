@@ -1,5 +1,7 @@
 """The renderer: a diffusers text-to-image pipeline that turns prompts and seeds into images."""
 
+import contextlib
+import copy
 import functools
 import inspect
 import logging
@@ -7,6 +9,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +17,7 @@ from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 
 from brushup.config import RenderConfig
-from brushup.render.isolation import HOW_RENDERED, IsolationCheck, OutOfMemory
+from brushup.render.isolation import HOW_RENDERED, IsolationCheck, OutOfMemory, small
 from brushup.render.job import FailureKind
 from brushup.render.pipeline import (
     call_pipeline,
@@ -85,33 +88,55 @@ class Renderer:
     def __init__(self, config: RenderConfig):
         self.generator = config.generator
         self.device = config.device
-        self.render_kwargs = dict(config.render_kwargs)
-        self.images_drawn = 0
         self.batch_size = config.batch_size
         device = torch.empty(0, device=self.device).device  # with its index: "cuda" is this rank's GPU
         limit_gpu_memory(config.gpu_memory_fraction, device)
         self.pipeline = load_pipeline(config, device)
-        parameters = inspect.signature(self.pipeline.__call__).parameters
-        allowed = [name for name in parameters if name not in SET_BY_RENDERER]
-        check_names("render_kwargs", self.render_kwargs, allowed, type(self.pipeline).__name__)
-
         # Asked for "pt", pipelines without a VAE of that name (Kandinsky, PRX in pixels) return pixels in -1..1.
         has_vae = getattr(self.pipeline, "vae", None) is not None
         is_processed = isinstance(getattr(self.pipeline, "image_processor", None), VaeImageProcessor)
         self.output_type = "pt" if has_vae and is_processed else "np"
+        self._compiled = config.compile_generator
+        if self._compiled:
+            compile_models(self.pipeline)
+        self._checked_with: dict[str, Any] | None = None
+        self._take("render_kwargs", config.render_kwargs)
+
+    def with_kwargs(self, setting: str, kwargs: dict[str, Any]) -> "Renderer":
+        """Return a renderer of the same pipeline with these arguments in place of its own; the others stay.
+
+        It counts its images, and what fits into memory, for itself.
+
+        Args:
+            setting: the YAML key that the arguments come from.
+            kwargs: of the pipeline's call.
+        """
+        other = copy.copy(self)
+        other._take(setting, self.render_kwargs | kwargs)
+        return other
+
+    def _take(self, setting: str, kwargs: dict[str, Any]) -> None:
+        """Check the arguments of the pipeline's call by rendering with them, and render with them from now on."""
+        self.render_kwargs, self.images_drawn = dict(kwargs), 0
+        parameters = inspect.signature(self.pipeline.__call__).parameters
+        allowed = [name for name in parameters if name not in SET_BY_RENDERER]
+        check_names(setting, kwargs, allowed, type(self.pipeline).__name__)
         # Compiled models want batches of one size, whatever the numbers of prompts and seeds are.
-        can_share = "num_images_per_prompt" in parameters and not config.compile_generator
+        can_share = "num_images_per_prompt" in parameters and not self._compiled
         modes = [mode for mode in HOW_RENDERED if can_share or not mode.seeds]
-        self.sharing = IsolationCheck(self.pipeline, self.render_kwargs, self.output_type, modes).run()
+        check = IsolationCheck(self.pipeline, self.render_kwargs, self.output_type, modes, setting)
+        if check.trial_kwargs != self._checked_with:  # the number of steps alone changes nothing
+            with torch.compiler.set_stance("force_eager") if self._compiled else contextlib.nullcontext():
+                self.sharing = check.run()
+            self._checked_with = small(self.pipeline, self.render_kwargs)  # the check may have changed its own
         if not any(self.sharing):
             self.batch_size = 1
         length = parameters.get("max_sequence_length")
         self._tokenizers = find_tokenizers(
             self.pipeline, self.render_kwargs.get("max_sequence_length", length and length.default)
         )
-        self._compiled = False
-        if config.compile_generator:
-            self._compile()
+        if self._compiled:
+            self._warm_up()
 
     @property
     def token_limits(self) -> dict[str, int]:
@@ -198,10 +223,8 @@ class Renderer:
         torch.cuda.empty_cache()
         return self._draw_all(jobs)
 
-    def _compile(self) -> None:
-        """Compile, and render once: the first batch takes minutes, for which a job in a service has no time."""
-        compile_models(self.pipeline)
-        self._compiled = True
+    def _warm_up(self) -> None:
+        """Render once: the first compiled batch takes minutes, for which a job in a service has no time."""
         (rendered,) = self.draw([("a picture", 0)])
         if not self.images_drawn:
             raise RuntimeError(

@@ -3,6 +3,7 @@
 import logging
 import math
 import time
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from numbers import Real
@@ -34,6 +35,7 @@ class LocalWorker:
         renderer: renders the images.
         image_rewards: `(images, user_prompts, prompts) -> scores`, by name. The images are PIL images; a reward whose
             class has `takes_pixels = True` gets tensors, uint8, (3, height, width), on the renderer's device.
+        eval_renderer: renders the jobs `for_evaluation`; default the same.
 
     Attributes:
         seconds: spent so far, by "render" and "score".
@@ -41,8 +43,11 @@ class LocalWorker:
 
     is_remote = False
 
-    def __init__(self, renderer: Renderer, image_rewards: dict[str, ImageReward]):
+    def __init__(
+        self, renderer: Renderer, image_rewards: dict[str, ImageReward], eval_renderer: Renderer | None = None
+    ):
         self.renderer = renderer
+        self.eval_renderer = eval_renderer or renderer
         self.image_rewards = image_rewards
         self.seconds = {"render": 0.0, "score": 0.0}
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="render")
@@ -53,7 +58,7 @@ class LocalWorker:
     @property
     def images_drawn(self) -> int:
         """Images rendered so far."""
-        return self.renderer.images_drawn
+        return sum(renderer.images_drawn for renderer in {self.renderer, self.eval_renderer})
 
     @property
     def token_limits(self) -> dict[str, int]:
@@ -72,9 +77,20 @@ class LocalWorker:
             that raises, or does not return a number or None for each image, fails all of them. Images are there if
             `return_images`.
         """
-        unique = list(dict.fromkeys(jobs))
+        by_renderer: dict[Renderer, list[RenderJob]] = defaultdict(list)
+        for job in dict.fromkeys(jobs):
+            by_renderer[self.eval_renderer if job.for_evaluation else self.renderer].append(job)
+        results: dict[RenderJob, RenderResult] = {}
+        for renderer, alike in by_renderer.items():
+            results |= self._score_alike(renderer, alike, return_images)
+        return [results[job] for job in jobs]
+
+    def _score_alike(
+        self, renderer: Renderer, unique: list[RenderJob], return_images: bool
+    ) -> dict[RenderJob, RenderResult]:
+        """Return the results of different jobs of one renderer."""
         start = time.perf_counter()
-        rendered = dict(zip(unique, self.renderer.draw([(job.prompt, job.seed) for job in unique]), strict=True))
+        rendered = dict(zip(unique, renderer.draw([(job.prompt, job.seed) for job in unique]), strict=True))
         self.seconds["render"] += time.perf_counter() - start
         prompts = list(dict.fromkeys(job.prompt for job in unique))
         tokens = dict(zip(prompts, self.renderer.count_tokens(prompts), strict=True))
@@ -95,7 +111,7 @@ class LocalWorker:
             else:
                 image = item.image if return_images else None
                 results[job] = RenderResult(by_name, image, tokens=tokens[job.prompt])
-        return [results[job] for job in jobs]
+        return results
 
     def _score_images(
         self, rendered: dict[RenderJob, RenderedImage]
@@ -150,7 +166,10 @@ def load_worker(render: RenderConfig, rewards: Sequence[RewardSpec]) -> LocalWor
     """Return a worker with the generator and the image rewards among `rewards`, whole on each rank."""
     with whole_on_each_rank():
         renderer = Renderer(render)
+        eval_renderer = renderer
+        if render.eval_render_kwargs:
+            eval_renderer = renderer.with_kwargs("eval_render_kwargs", render.eval_render_kwargs)
         image_rewards = {spec.name: spec.load(renderer.device) for spec in rewards if spec.looks_at_images}
     for name in [spec.name for spec in rewards if spec.looks_at_images and spec.is_users]:
         image_rewards[name] = GuardedImageReward(image_rewards[name], render.worker_timeout)
-    return LocalWorker(renderer, image_rewards)
+    return LocalWorker(renderer, image_rewards, eval_renderer)

@@ -34,6 +34,31 @@ def test_rewards(tmp_path):
 
 
 @pytest.mark.slow
+def test_fidelity(tmp_path):
+    """Of the same images the ranking is the same; fewer steps are faster; a cache that is not there is said."""
+    same, fewer = {"guidance_scale": 3.0}, {"generator": "data/tiny_world/generator", "num_inference_steps": 1}
+    done = run(
+        [
+            *(sys.executable, "benchmarks/fidelity.py", "--config", "recipes/tiny_cpu.yaml", "--prompts", "3"),
+            *("--full", '{"num_inference_steps": 6, "guidance_scale": 3.0}'),
+            *("--variants", *map(json.dumps, (same, fewer, {"cache": {"TaylorSeerCacheConfig": {}}}))),
+            *("--output", str(tmp_path / "fidelity.json")),
+        ]
+    )
+    assert '{"cache": {"TaylorSeerCacheConfig": {}}} | left out: cache: StableDiffusion3Pipeline has no' in done.stdout
+    results = json.loads((tmp_path / "fidelity.json").read_text())["variants"]
+    assert list(results) == ["another seed", json.dumps(same), json.dumps(fewer)]
+    other_seed, same, fewer = results.values()
+    assert same["rank"]["mean"] == pytest.approx(1) and same["turned"]["mean"] == 0
+    assert fewer["images_per_second"] > 2 * same["images_per_second"]
+    assert all(0 < result["turned"]["mean"] < 0.5 for result in (other_seed, fewer))
+    for result in results.values():
+        assert result["signal_per_second"] == pytest.approx(
+            result["images_per_second"] * max(0, result["rank"]["mean"]) ** 2
+        )
+
+
+@pytest.mark.slow
 def test_gpu(tmp_path):
     run([sys.executable, "benchmarks/gpu.py", "--small", "--output", str(tmp_path / "gpu.json")])
     results = json.loads((tmp_path / "gpu.json").read_text())

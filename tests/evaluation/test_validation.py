@@ -72,6 +72,8 @@ def test_the_same_seeds_each_time_and_the_originals_only_once(tmp_path):
     seeds = [[job.seed for job in jobs] for jobs in worker.validations]
     assert len(worker.validations) == 4 and len(originals) == 1
     assert all(other == seeds[0] for other in seeds) and len(set(seeds[0])) == 3
+    for jobs in worker.batches:  # with `eval_render_kwargs` in validation, and only there
+        assert {job.for_evaluation for job in jobs} == {jobs in worker.validations}
 
 
 def test_training_goes_on_as_if_there_were_no_validation(tmp_path):

@@ -124,6 +124,20 @@ def test_an_argument_that_prevents_rendering_is_named(folder, name, settings, sa
         load(name, folder(name), **settings)
 
 
+def test_arguments_of_evaluation_are_checked_if_they_change_more_than_the_steps(folder, caplog):
+    caplog.set_level("INFO")
+    renderer = load("PixArtSigmaPipeline", folder("PixArtSigmaPipeline"))
+    assert caplog.text.count("checked with") == 1
+    assert renderer.with_kwargs("eval_render_kwargs", {"num_inference_steps": 9}).sharing == renderer.sharing
+    assert caplog.text.count("checked with") == 1
+    renderer.with_kwargs("eval_render_kwargs", {"guidance_scale": 1.0})
+    assert caplog.text.count("checked with") == 2
+    with pytest.raises(ValueError, match="eval_render_kwargs: height: 30"):
+        renderer.with_kwargs("eval_render_kwargs", {"height": 30})
+    with pytest.raises(ValueError, match="eval_render_kwargs: PixArtSigmaPipeline takes no argument 'hight'"):
+        renderer.with_kwargs("eval_render_kwargs", {"hight": 32})
+
+
 @pytest.mark.parametrize(
     ("name", "settings", "idle"),
     [

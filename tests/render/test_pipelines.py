@@ -131,6 +131,9 @@ def test_compiled_models_draw_the_same_and_are_compiled_once(load, renderers, wi
         together = compiled.render(JOBS)  # a full batch and one of a single picture
         alone = compiled.render([(SHORT, 2)])
     assert compiled.images_drawn == 6 and decoded == [3] * 4
+    other = compiled.with_kwargs("eval_render_kwargs", {"guidance_scale": 1.0})  # compiled before it is needed
+    with torch.compiler.set_stance("fail_on_recompile"):
+        assert other.render(JOBS)[0] != compiled.render(JOBS)[0]
     assert decoder._compiled_call_impl and find_denoiser(compiled.pipeline)._compiled_call_impl
     assert difference(together + alone, renderers[name].render([*JOBS, (SHORT, 2)])) <= 2
 

@@ -1,9 +1,11 @@
 import random
 import weakref
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from conftest import RENDER_KWARGS as CALL
 from PIL import Image
 
 import world
@@ -41,6 +43,21 @@ def test_the_same_picture_for_two_users_is_drawn_once(worker):
     before = worker.images_drawn
     worker.score([RenderJob(RED, "crimson disk", 1), RenderJob(RED, "scarlet ball", 1)])
     assert worker.images_drawn - before == 1
+
+
+def test_training_gets_cheap_pictures_and_evaluation_full_ones(renderer, clip):
+    """They come from one pipeline, and neither changes the other, whatever runs out of memory."""
+    cheap = renderer.with_kwargs("render_kwargs", {"num_inference_steps": 3, "guidance_scale": 1.0})
+    worker = LocalWorker(cheap, {"clip": clip}, eval_renderer=cheap.with_kwargs("eval_render_kwargs", CALL))
+    job = RenderJob(RED, "crimson disk", 1)
+    jobs = [job, replace(job, for_evaluation=True), RenderJob(BLUE, BLUE, 2)]
+    for_training, full, other = worker.score(jobs, return_images=True)
+    assert full.image.tobytes() == renderer.render([(RED, 1)])[0].tobytes() != for_training.image.tobytes()
+    drawn = cheap.render([(RED, 1), (BLUE, 2)])
+    assert [for_training.image.tobytes(), other.image.tobytes()] == [image.tobytes() for image in drawn]
+    assert full.scores != for_training.scores and worker.images_drawn == 5
+    worker.eval_renderer.batch_size = 1
+    assert worker.eval_renderer.pipeline is cheap.pipeline and cheap.batch_size == renderer.batch_size > 1
 
 
 @pytest.mark.parametrize("score", [None, float("nan")])

@@ -3,6 +3,7 @@
 import threading
 import time
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import uvicorn
@@ -93,6 +94,9 @@ def test_results_come_in_the_order_of_the_jobs_and_pictures_only_when_asked_for(
     assert len(server.requests) > 1 and worker.images_drawn == 40 and worker.token_limits == {"clip": 77}
     drawn = worker.score(jobs("a cat"), return_images=True)[0].image
     assert drawn.tobytes() == IMAGE.tobytes()  # lossless
+    kinds = [replace(job, for_evaluation=kind) for job in jobs("a cat") for kind in (True, False)]
+    worker.score(kinds)  # by `eval_render_kwargs` and not
+    assert server.requests[-1].jobs == kinds
 
 
 def test_equal_jobs_in_flight_are_sent_once(server):
@@ -167,4 +171,7 @@ def test_a_service_with_other_settings_is_refused(server):
     assert connect(server.url, RENDER, REWARDS, SERVE)
     other = RenderConfig(generator="some/generator", generator_init_kwargs=WITHOUT_T5, render_kwargs={"height": 64})
     with pytest.raises(ValueError, match="other settings: render_kwargs: here {'height': 64}, there {.*'height': 32"):
+        connect(server.url, other, REWARDS, SERVE)
+    other = replace(RENDER, eval_render_kwargs={"height": 64})
+    with pytest.raises(ValueError, match="other settings: eval_render_kwargs: here {'height': 64}, there {}$"):
         connect(server.url, other, REWARDS, SERVE)

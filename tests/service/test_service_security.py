@@ -143,6 +143,7 @@ def job(**changed) -> dict:
         (job(prompt="a" * (MAX_PROMPT_CHARS + 1)), "body.jobs.0.prompt: String should have at most 8000 characters"),
         (job(prompt="\ud800"), "body.jobs.0.prompt: Input should be a valid string"),  # half a surrogate pair
         (job(prompt=["a"]), "body.jobs.0.prompt: Input should be a valid string"),
+        (job(for_evaluation="yes"), "body.jobs.0.for_evaluation: Input should be a valid boolean"),
         (job(generator="/etc/passwd"), "body.jobs.0.generator: Unexpected keyword argument"),
         (job(**{"\ud800": 1}), "body.jobs.0: Input should be a valid string"),
         (job(**{"🎨" * 10_000: 1}), "body.jobs.0.🎨🎨"),
