@@ -2,6 +2,7 @@
 
 import copy
 import importlib.util
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from unittest.mock import patch
@@ -323,8 +324,8 @@ class Ways:
         self.way("FlashAttention 3", until, lambda: flash_attention_3(pipeline))
         guided = guided_steps(sizes.steps)
         share = (1 + guided / sizes.steps) / 2
-        change = guidance_on_first_steps
-        self.way(f"guidance on the first {guided} steps", until, lambda: change(sizes.steps), share=share)
+        name = f"guidance on the first {guided} steps"
+        self.way(name, until, lambda: guidance_on_first_steps(sizes.steps), share=share)
         for cache in ("PyramidAttentionBroadcast", "FasterCache", "TaylorSeer", "MagCache"):
             self.way(
                 cache,
@@ -410,7 +411,9 @@ class Ways:
         count = max(batch, min(4, self.sizes.batches[-1]) if batch == 1 else self.sizes.batches[-2])
         if "compile_generator" not in settings:  # that renders once by itself
             as_renderer(self.sizes, self.pipeline, warm_up, **settings).draw(self.jobs[:batch])
+        begin = time.perf_counter()
         renderer = as_renderer(self.sizes, self.pipeline, steps, **settings)
+        start = time.perf_counter() - begin
         rendered: list = []
         measured = self.clock.measure(lambda: rendered.extend(renderer.draw(self.jobs[:count])))
         if renderer.batch_size < batch:
@@ -426,7 +429,11 @@ class Ways:
             denoiser = steps * self.parts["denoiser, all steps, with guidance"]["tflop"]
             guided = 1.0 if guidance > 1 else 0.5  # guidance runs both models for the empty prompt too
             tflop = guided * (encoders + share * denoiser) + self.parts["decoder"]["tflop"]
-        return self.row(name, images, measured, tflop)
+        row = self.row(name, images, measured, tflop)
+        if "compile_generator" in settings:
+            row["start_seconds"] = start
+            print(f"{'its start':>56}: {start:8.1f} s", flush=True)
+        return row
 
     def row(self, name: str, images: list[torch.Tensor], measured: dict[str, float], tflop: float | None) -> Row:
         """Return, and print, the row of a way that rendered these images, of `tflop` TFLOP each."""
