@@ -40,6 +40,12 @@ def win_rate(after: Scores, before: Scores) -> float | None:
     return mean([0.5 if a == b else float(b > a) for a, b in pairs if a is not None and b is not None])
 
 
+def harmed_share(after: Scores, before: Scores) -> float | None:
+    """Return the share of prompts, 0..1, whose score is lower after than before; a tie harms nobody."""
+    pairs = zip(before, after, strict=True)
+    return mean([float(b < a) for a, b in pairs if a is not None and b is not None])
+
+
 @dataclass(frozen=True)
 class Measures:
     """The measures that arms are judged by.
@@ -65,7 +71,8 @@ class Measures:
 
         Returns:
             `rewards` (means, by name), `reward` (mean of the total), `above_original` (share of prompts with a higher
-            total than the user prompt at the same seeds; a tie counts half), `success_rate` (None without a
+            total than the user prompt at the same seeds; a tie counts half), `harmed` (share with a lower one),
+            `harmed_by_checker` (share of which the checker accepts fewer images; None without one), `success_rate` (None without a
             threshold), `quality_score` (the reward of that name, 0..1), `checker_accuracy` (share of images that the
             checker accepts; None without one), `tokens` (for each tokenizer the mean length `mean`, the share of
             prompts `share_cut` that it does not read to the end, and its `limit`), `malformed` and `failed` (shares
@@ -85,6 +92,8 @@ class Measures:
             "rewards": arm.mean_rewards(),
             "reward": mean(totals),
             "above_original": win_rate(arm.totals, original.totals),
+            "harmed": harmed_share(arm.totals, original.totals),
+            "harmed_by_checker": harmed_share(arm.checker_accuracy, original.checker_accuracy),
             "success_rate": mean(successes),
             "quality_score": mean(resolve("quality_score")(completions, arm.user_prompts)),
             "checker_accuracy": arm.mean_checker_accuracy(),
@@ -152,11 +161,13 @@ def compare(arms: dict[str, Arm], measures: Measures) -> dict[str, Any]:
 
 
 def results_table(arms: dict[str, dict]) -> str:
-    """Return a Markdown table: a row for each arm, a column for each reward and, if there is one, for the checker."""
+    """Return a Markdown table: a row for each arm, a column for each reward, for the checker, if there is one, and for
+    the shares of prompts that the arm harms; results of earlier versions do not know these."""
     rewards = list(next(iter(arms.values()))["rewards"])
-    checked = any(summary["checker_accuracy"] is not None for summary in arms.values())
-    lines = [["prompts", *rewards, *(["checker_accuracy"] if checked else []), "n"]]
+    shares = ("checker_accuracy", "harmed", "harmed_by_checker")
+    shown = [name for name in shares if any(summary.get(name) is not None for summary in arms.values())]
+    lines = [["prompts", *rewards, *shown, "n"]]
     for name, summary in arms.items():
-        accuracy = [percent(summary["checker_accuracy"])] if checked else []
-        lines.append([name, *(f"{summary['rewards'][r]:.3f}" for r in rewards), *accuracy, str(summary["n"])])
+        figures = [f"{summary['rewards'][reward]:.3f}" for reward in rewards]
+        lines.append([name, *figures, *(percent(summary.get(share)) for share in shown), str(summary["n"])])
     return markdown_table(lines)

@@ -102,9 +102,13 @@ def arms_table(results: Results) -> list[list[str]]:
     if len(setting["weights"]) > 1:
         columns["total reward"] = lambda arm: _number(arm["reward"])
     columns["above original"] = lambda arm: percent(arm["above_original"])
+    columns["harmed"] = lambda arm: percent(arm["harmed"])
+    is_checked = any(arm["checker_accuracy"] is not None for arm in arms.values())
+    if is_checked:
+        columns["harmed, by checker"] = lambda arm: percent(arm["harmed_by_checker"])
     if setting["success_threshold"] is not None:
         columns[f"over {setting['success_threshold']}"] = lambda arm: percent(arm["success_rate"])
-    if any(arm["checker_accuracy"] is not None for arm in arms.values()):
+    if is_checked:
         columns["checker accuracy"] = lambda arm: percent(arm["checker_accuracy"])
     columns |= {
         "quality score": lambda arm: _number(arm["quality_score"]),
@@ -112,7 +116,6 @@ def arms_table(results: Results) -> list[list[str]]:
         "failed": lambda arm: percent(arm["failed"]),
         "n": lambda arm: str(arm["n"]),
         "images rendered": lambda arm: f"{arm['images_drawn']:,}",
-        "seconds": lambda arm: str(arm["seconds"]),
     }
     rows = [[name, *(figure(arm) for figure in columns.values())] for name, arm in arms.items()]
     return [["prompts", *columns], *rows]

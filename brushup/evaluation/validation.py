@@ -141,6 +141,8 @@ class Validation:
         names = (
             "reward",
             "above_original",
+            "harmed",
+            "harmed_by_checker",
             "quality_score",
             "malformed",
             "prompt_share",

@@ -69,7 +69,7 @@ def test_a_summary():
     after = arm(0.6, 0.4, 0.3, None, prompts=["a cat"] * 4, tokens=[{"clip": 78}, {"clip": 77}, {"clip": 10}, {}])
     summary = measures.summary(after, original)
     assert summary["reward"] == summary["rewards"]["clip"] == pytest.approx(1.3 / 3)
-    assert summary["success_rate"] == pytest.approx(1 / 3) and summary["above_original"] == 0.5
+    assert summary["success_rate"] == summary["harmed"] == pytest.approx(1 / 3) and summary["above_original"] == 0.5
     assert summary["tokens"]["clip"] == {"mean": 55.0, "share_cut": pytest.approx(1 / 3), "limit": 77}
     assert (summary["n"], summary["failed"], summary["checker_accuracy"]) == (3, 0.25, None)
     assert measures.groups("category") == {"x": [0, 2], "y": [1, 3]}
@@ -117,8 +117,10 @@ def test_an_arm_on_the_tiny_world(worker, validation_rows):
     accuracy = arms["canonical"].checker_accuracy
     assert set(accuracy) <= {0.0, 0.5, 1.0} and len(accuracy) == 12
     assert summaries["canonical"]["checker_accuracy"] > 0.8
+    assert summaries["canonical"]["harmed"] < 0.1 and summaries["canonical"]["harmed_by_checker"] == 0.0
     lines = results_table(summaries).splitlines()
-    assert "checker_accuracy" in lines[0] and len({len(line) for line in lines}) == 1
+    assert lines[0].split()[1::2][-5:] == ["keyword_retention", "checker_accuracy", "harmed", "harmed_by_checker", "n"]
+    assert len({len(line) for line in lines}) == 1
 
 
 def test_a_text_reward_that_fails_is_an_error_of_the_arm(worker, validation_rows, tmp_path):
