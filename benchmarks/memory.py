@@ -60,7 +60,8 @@ BATCHES = (1, 8, 32)  # per_device_train_batch_size
 GENERATORS = ("none", "SD3 without T5", "SD3")
 SCORER = 2.4e9  # bytes of xlm-roberta-large-ViT-H-14 in bfloat16: 1.19 billion parameters
 PIXELS = 512
-RENDERING = [("none", 8), ("SD3 without T5", 8), ("SD3 without T5", 32), ("SD3", 8), ("SD3", 32)]  # images at once
+RENDERING = [("none", 8, False)]  # generator, images at once, compiled
+RENDERING += [(name, *way) for name in ("SD3 without T5", "SD3") for way in ((8, False), (32, False), (32, True))]
 
 # (method, ZeRO stage or FSDP2, GPUs). Full fine-tuning in bfloat16 needs weights in float32 besides: DeepSpeed keeps a
 # copy of them, and under FSDP2 the weights themselves are.
@@ -78,6 +79,7 @@ class Setting:
         generator: `none` (a service renders), `SD3 without T5` or `SD3`; with its scorer, on the same GPU.
         batch: `per_device_train_batch_size`.
         render_batch: images rendered at once.
+        compiled: `compile_generator`.
         written: batches of completions that are written at once.
         prompt, completion: tokens; the instruction is some 100 of a prompt's.
         checkpointing: `gradient_checkpointing`.
@@ -91,6 +93,7 @@ class Setting:
     generator: str = "none"
     batch: int = 8
     render_batch: int = 8
+    compiled: bool = False
     written: int = 4
     prompt: int = 128
     completion: int = 160
@@ -111,8 +114,9 @@ MEASURED = {
     "of 64, no checkpointing": (replace(STEP, checkpointing=False), 35.1),
     "of 64, no checkpointing, full": (replace(STEP, method="full", checkpointing=False), 40.0),
 }
-# The same for Stable Diffusion 3: images at once, with T5 or without, GiB
-RENDERED = [(4, True, 16.9), (8, True, 19.3), (16, True, 24.1), (32, True, 33.8), (32, False, 25.1)]
+# The same for Stable Diffusion 3: with T5 or without, images at once, compiled or not, GiB
+RENDERED = [(True, 4, False, 16.9), (True, 8, False, 19.3), (True, 16, False, 24.1), (True, 32, False, 33.8)]
+RENDERED += [(True, 32, True, 25.6), (False, 32, False, 25.1)]
 
 
 class LiveBytes(TorchDispatchMode):
@@ -121,13 +125,14 @@ class LiveBytes(TorchDispatchMode):
     def __init__(self):
         super().__init__()
         self.live = self.peak = 0
+        self.copies_for_cudnn = True
         self._seen = WeakIdKeyDictionary()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         output = func(*args, **(kwargs or {}))
         tree_map_only(torch.Tensor, self._track, output)
-        if func is torch.ops.aten.convolution.default:
-            # cuDNN works on channels-last copies of both: counted without them, SD3's decoder took a third too little
+        if func is torch.ops.aten.convolution.default and self.copies_for_cudnn:
+            # cuDNN works on channels-last copies of both
             self.peak = max(self.peak, self.live + args[0].nbytes + output.nbytes)
         return output
 
@@ -232,8 +237,11 @@ def activation_bytes(policy: str, lora: bool, batch: int, length: int = 288, che
 
 
 @functools.cache
-def generator_bytes(with_t5: bool, batch: int) -> tuple[int, int]:
-    """Return the bytes of Stable Diffusion 3 medium in bfloat16: of its weights, and of rendering `batch` images."""
+def generator_bytes(with_t5: bool, batch: int, compiled: bool = False) -> tuple[int, int]:
+    """Return the bytes of Stable Diffusion 3 medium in bfloat16: of its weights, and of rendering `batch` images.
+
+    Compiled, its images are channels-last from the start.
+    """
     with torch.device("meta"):
         transformer = SD3Transformer2DModel(
             num_layers=24,
@@ -265,6 +273,7 @@ def generator_bytes(with_t5: bool, batch: int) -> tuple[int, int]:
     weights = 2 * sum(parameters(model) for model in (transformer, vae, *texts))
     images, side = 2 * batch, PIXELS // 8  # with and without the prompt, for guidance
     with counting() as bytes_, torch.no_grad():
+        bytes_.copies_for_cudnn = not compiled
         for model in (transformer, vae):
             model.to(torch.bfloat16)
             materialize(model)
@@ -367,7 +376,7 @@ def peak(setting: Setting) -> dict[str, float]:
         referring = 2 * whole if setting.reference else 0  # TRL's `prepare_fsdp`: one unit, gathered and copied
     resident = rendering = 0
     if setting.generator != "none":
-        resident, rendering = generator_bytes(setting.generator == "SD3", setting.render_batch)
+        resident, rendering = generator_bytes(setting.generator == "SD3", setting.render_batch, setting.compiled)
         resident += SCORER
     parts = {
         "weights": weights + reference,
@@ -434,9 +443,9 @@ def beside_measured() -> Iterator[list]:
     """Yield the calculated and the measured bytes of each point that was measured; CUDA's own are in neither."""
     for name, (setting, measured) in MEASURED.items():
         yield [name, calculated := peak(setting)["peak"] - FIXED, measured * GIB, f"{calculated / measured / GIB:.2f}"]
-    for batch, with_t5, measured in RENDERED:
-        calculated = float(sum(generator_bytes(with_t5, batch)))
-        name = f"SD3 {'with' if with_t5 else 'without'} T5 alone, {batch} images at once"
+    for with_t5, batch, compiled, measured in RENDERED:
+        calculated = float(sum(generator_bytes(with_t5, batch, compiled)))
+        name = f"SD3 {'with' if with_t5 else 'without'} T5 alone, {batch} images{', compiled' * compiled}"
         yield [name, calculated, measured * GIB, f"{calculated / measured / GIB:.2f}"]
 
 
@@ -445,7 +454,9 @@ def micro_batches() -> Iterator[list]:
     for policy, methods, batches in (("2B", ("QLoRA", "LoRA"), (8, 32, 64)), ("7B", ("LoRA",), (8, 16, 32))):
         for method, batch in itertools.product(methods, batches):
             setting = Setting(policy, method, batch=batch, written=max(64 // batch, 1), completion=128)
-            ways = [replace(setting, generator=name, render_batch=n) for name, n in RENDERING]
+            ways = [
+                replace(setting, generator=name, render_batch=n, compiled=compiled) for name, n, compiled in RENDERING
+            ]
             peaks = [float(peak(way)["peak"]) for way in ways]
             training = float(peak(setting)["training"])
             shown = [f"{value / GIB:.1f}: {fits(value)}" for value in peaks]
@@ -478,8 +489,8 @@ def main() -> None:
 
         batches = " | ".join(f"batch {batch}" for batch in BATCHES)
         table(f"policy | method | ZeRO/FSDP | GPUs | renders here | {batches} | fits on (batch 8)", rows())
-        ways = " | ".join(f"{name}, {n} images" if name != "none" else name for name, n in RENDERING)
-        table(f"policy | method | micro-batch x accumulation | training | {ways}", micro_batches())
+        ways = " | ".join(f"{name}, {n}{', compiled' * compiled}" for name, n, compiled in RENDERING[1:])
+        table(f"policy | method | micro-batch x accumulation | training | none | {ways}", micro_batches())
         table("on an H100 | calculated | measured | ratio", beside_measured())
     if options.output:
         options.output.write_text(json.dumps(results, indent=1) + "\n")
