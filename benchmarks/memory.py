@@ -43,6 +43,7 @@ from transformers import (
 from trl.trainer.utils import add_fused_lm_head
 
 from brushup.console import quiet_libraries
+from brushup.policy.compiled import CACHE_LENGTHS
 
 
 GIB = 2**30
@@ -82,6 +83,7 @@ class Setting:
         compiled: `compile_generator`.
         written: batches of completions that are written at once.
         prompt, completion: tokens; the instruction is some 100 of a prompt's.
+        compiled_policy: whether writing is compiled where it can be; then its key-value cache is kept.
         checkpointing: `gradient_checkpointing`.
         reference: whether there is a reference model (`beta` > 0).
     """
@@ -97,16 +99,18 @@ class Setting:
     written: int = 4
     prompt: int = 128
     completion: int = 160
+    compiled_policy: bool = True
     checkpointing: bool = True
     reference: bool = True
 
 
 # The settings and the GiB that were allocated on an H100 (ca67f80, random weights): runs of the recipes, then steps
 # with rewards that cost nothing.
-STEP = Setting("2B", batch=64, written=1, prompt=89, completion=64, reference=False)
+STEP = Setting("2B", batch=64, written=1, prompt=89, completion=64, compiled_policy=False, reference=False)
+RECIPE_7B = Setting("7B", generator="SD3", render_batch=16, written=1, compiled_policy=False)
 MEASURED = {
     "recipe for 2B on one GPU": (Setting("2B", "QLoRA", generator="SD3 without T5", completion=128), 13.1),
-    "recipe for 7B on one GPU": (Setting("7B", generator="SD3", render_batch=16, written=1), 40.4),
+    "recipe for 7B on one GPU": (RECIPE_7B, 40.4),
     "micro-batches of 8": (replace(STEP, batch=8, written=8), 5.2),
     "of 16": (replace(STEP, batch=16, written=4), 5.2),
     "of 64": (STEP, 6.9),
@@ -359,14 +363,17 @@ def peak(setting: Setting) -> dict[str, float]:
     if offloaded:
         weights = state = reference = 0
 
-    rows = setting.batch * setting.written
+    rows, length = setting.batch * setting.written, setting.prompt + setting.completion
     heads = size["hidden_size"] // size["num_attention_heads"] * size["num_key_value_heads"]
-    cache, logits = 2 * 28 * heads * 2 * (setting.prompt + setting.completion), 3 * 4 * size["vocab_size"]
+    token, logits = 2 * 28 * heads * 2, 3 * 4 * size["vocab_size"]  # keys and values of a token
     reading = 3 * 2 * size["intermediate_size"] * setting.prompt  # all prompts at once: a layer's feed-forward
-    generating = rows * (cache + max(logits, reading))
+    generating, cache = rows * max(logits, reading), rows * token * length
+    if setting.compiled_policy and setting.method != "QLoRA" and setting.stage in ("-", "2"):
+        cache = rows * token * -(-length // CACHE_LENGTHS) * CACHE_LENGTHS
+    else:
+        generating, cache = generating + cache, 0  # not kept
     if zero3:
         generating += whole  # ds3_gather_for_generation
-    length = setting.prompt + setting.completion
     training = activation_bytes(setting.policy, lora, setting.batch, length, setting.checkpointing)
     if setting.method == "QLoRA":
         training += 2 * size["hidden_size"] * size["intermediate_size"]  # a layer's weights, back in bfloat16
@@ -381,6 +388,7 @@ def peak(setting: Setting) -> dict[str, float]:
     parts = {
         "weights": weights + reference,
         "trained": state,
+        "cache": cache,
         "communication": communication,
         "generator_and_scorer": resident,
         "fixed": FIXED,

@@ -68,7 +68,10 @@ def test_the_parts_of_a_peak(memory, monkeypatch):
     lora = memory.peak(memory.Setting("2B", "LoRA", batch=1))
     assert lora["weights"] == 2 * 2_208_985_600
     assert lora["trained"] == 16 * memory.sizes("2B")[2]  # weight, gradient and two Adam states in float32
-    assert lora["peak"] == lora["weights"] + lora["trained"] + 2 * memory.GIB  # a step's, and CUDA's own
+    assert lora["cache"] == 4 * 384 * 2 * 2 * 28 * 256  # of 4 rewrites, kept: the length is a multiple of 128
+    assert lora["peak"] == lora["weights"] + lora["trained"] + lora["cache"] + 2 * memory.GIB  # a step's, CUDA's own
+    eager = memory.peak(memory.Setting("2B", "LoRA", batch=1, compiled_policy=False))
+    assert eager["cache"] == 0 and eager["peak"] == lora["peak"] - lora["cache"]
     qlora = memory.peak(memory.Setting("2B", "QLoRA", batch=1))
     assert 0.3 < qlora["weights"] / lora["weights"] < 0.4 and qlora["peak"] < lora["peak"]
     sharded = memory.peak(memory.Setting("2B", "LoRA", "3", 8, batch=1))
