@@ -4,6 +4,7 @@ import inspect
 import re
 from dataclasses import fields
 from types import SimpleNamespace
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -343,6 +344,18 @@ def test_flags_arrive_as_json():
 def test_a_wrong_setting_is_named(load, name, settings, says):
     with pytest.raises(ValueError, match=says):
         load(name, **settings)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"), [("sd3", {}), ("flux", {}), ("sd15", {"scheduler": "EulerAncestralDiscreteScheduler"})]
+)
+def test_a_seed_has_the_same_noise_and_image_in_any_dtype(load, name, settings):
+    """Noise sampled in bfloat16 is another: by PyTorch's release all of it, or nothing that shows in this image."""
+    image, of_another_seed = (np.asarray(i, float) for i in load(name, **settings).render([(SHORT, 1), (SHORT, 2)]))
+    with mock.patch.object(torch, "randn", wraps=torch.randn) as randn:
+        (rounded,) = load(name, render_dtype="bfloat16", **settings).render([(SHORT, 1)])
+    assert {call.kwargs["dtype"] for call in randn.call_args_list} == {torch.float32}
+    assert abs(image - np.asarray(rounded, float)).mean() < 4 < 20 < abs(image - of_another_seed).mean()
 
 
 @pytest.mark.parametrize("name", ["/nope", "me/no-such-model", "a b c", "."])
