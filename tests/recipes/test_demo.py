@@ -1,6 +1,7 @@
 """The page of recipes/demo.py: started as users do, and used in a real browser."""
 
 import io
+import json
 import re
 import runpy
 import shutil
@@ -15,7 +16,7 @@ import httpx
 import numpy as np
 import pytest
 import torch
-from conftest import REPOSITORY, TINY_WORLD
+from conftest import RENDER_KWARGS, REPOSITORY, TINY_WORLD
 from peft import LoraConfig, get_peft_model
 from PIL import Image
 from playwright.sync_api import Page, expect
@@ -58,7 +59,10 @@ def url(adapter, broken, tmp_path_factory):
     """Of a running demo."""
     folder = tmp_path_factory.mktemp("demo")
     log = folder / "log"
-    command = [*COMMAND, "--models", adapter, broken, "--reward_funcs", "clip", "keyword_retention", "--port", "0"]
+    cheap = ("--render_kwargs", json.dumps(RENDER_KWARGS | {"num_inference_steps": 3}))  # of training: not shown
+    full = ("--eval_render_kwargs", '{"num_inference_steps": 6}')
+    rewards = ("--reward_funcs", "clip", "keyword_retention")
+    command = [*COMMAND, "--models", adapter, broken, *rewards, *cheap, *full, "--port", "0"]
     with log.open("w") as file:
         environment = ENVIRONMENT | {"GRADIO_TEMP_DIR": str(folder / "pictures")}
         server = subprocess.Popen(command, cwd=REPOSITORY, env=environment, stdout=file, stderr=file)

@@ -52,11 +52,15 @@ def test_prompts_on_standard_input_become_a_line_each(rewrites):
 
 
 def test_json_lines_with_both_images(enhance, rewrites, tmp_path, renderer):
+    """The images are full ones, although the run trains on cheap ones."""
+    config = (REPOSITORY / "recipes" / "tiny_cpu.yaml").read_text()
+    config = config.replace("num_inference_steps: 6", "num_inference_steps: 3")
+    (tmp_path / "run.yaml").write_text(f"{config}\neval_render_kwargs: {{num_inference_steps: 6}}\n")
     lines = [json.dumps({"user_prompt": prompt}, ensure_ascii=False) for prompt in PROMPTS]
     (tmp_path / "prompts.jsonl").write_text("\n".join(lines))
     output, error = enhance(
         *("--file", str(tmp_path / "prompts.jsonl"), "--format", "jsonl", "--seed", "7"),
-        *("--config", "recipes/tiny_cpu.yaml", "--render", str(tmp_path / "images")),
+        *("--config", str(tmp_path / "run.yaml"), "--render", str(tmp_path / "images")),
     )
     rows = [json.loads(line) for line in output.splitlines()]
     assert [(row["user_prompt"], row["prompt"], row["malformed"]) for row in rows] == [

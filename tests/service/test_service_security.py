@@ -198,13 +198,13 @@ def test_bodies_that_would_fill_the_memory(send, body, status, message, chunked)
         for start in range(0, len(body), 2**16):
             yield body[start : start + 2**16]
 
-    start = time.perf_counter()
+    start = time.process_time()
     content = chunks() if chunked else body
     refused = send(content=content, headers=BEARER | {"Content-Type": "application/json"})
     assert refused.status_code == status, refused.text[:300]
     assert message in refused.json()["detail"]
     assert len(refused.content) < 5000
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
 
 
 def test_a_body_too_large_is_not_read(send):
