@@ -4,8 +4,8 @@
 
 192 images of the tiny world are rendered and scored in three ways, in turns, three times: `direct` is `LocalWorker` at
 its best batch size; `service` is the same worker behind the service, with 32 jobs in flight; `one_by_one` is
-`LocalWorker` with a prompt at a time. The limit of the service is `direct`. Then 1, 2, 4 and 8 stand-in replicas that
-sleep 100 ms a batch of 8.
+`LocalWorker` with a prompt at a time. The limit of the service is `direct`. Then 1, 2, 4, 8 and 16 stand-in replicas
+that sleep 100 ms a batch of 8.
 """
 
 import argparse
@@ -121,7 +121,7 @@ def rendering(settings: dict) -> dict:
 def scaling() -> dict[int, dict[str, float]]:
     """Measure stand-in replicas; the limit is 80 jobs a second each."""
     found = {}
-    for replicas in (1, 2, 4, 8):
+    for replicas in (1, 2, 4, 8, 16):
         worker = start(Sleeper, ["seed"], 8, replicas, 0)
         jobs = [RenderJob(f"prompt {i}", "a cat", i) for i in range(80 * replicas * 5)]
         worker.score(jobs[:64])

@@ -66,9 +66,10 @@ Rendered = RenderedImage | RenderFailure
 class Renderer:
     """Renders images with any diffusers text-to-image pipeline.
 
-    Each image starts from noise of its own seed, made on the CPU, so the same prompt and seed give the same image in
-    any batch and on any rank; only rounding differs (on a CPU in float32 by at most 2 of 255 a channel). At load
-    `IsolationCheck` finds out by rendering which images the pipeline may render in one call, so that this holds.
+    Each image starts from noise of its own seed, made on the CPU in float32, so the same prompt and seed give the same
+    image in any batch, on any rank and in any dtype; only rounding differs (on a CPU in float32 by at most 2 of 255 a
+    channel). At load `IsolationCheck` finds out by rendering which images the pipeline may render in one call, so that
+    this holds.
 
     Args:
         config: the settings of the generator.

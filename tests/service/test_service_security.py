@@ -22,7 +22,7 @@ from PIL import Image
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from brushup.render.job import MAX_IMAGE_PIXELS, MAX_PROMPT_CHARS, RenderJob, RenderResult
-from brushup.render.service.protocol import MAX_BODY_BYTES, MAX_JOBS, ScoreReply
+from brushup.render.service.protocol import MAX_BODY_BYTES, MAX_JOBS, ScoreReply, ScoreRequest
 from brushup.render.service.server import Gateway, app
 from support.launching import ENVIRONMENT, RECIPE, TOKEN
 
@@ -117,6 +117,31 @@ def test_failures_are_counted_by_their_kind(send, gateway):
     metrics = send("GET", "/metrics", headers=BEARER).text
     counts = dict(re.findall(r'brushup_failures_total\{kind="(.*)"\} (.*)', metrics))
     assert counts == {"timeout": "0.0", "out_of_memory": "1.0", "bad_image": "0.0", "reward": "0.0", "other": "0.0"}
+
+
+def test_few_jobs_go_to_all_replicas_and_many_in_whole_batches(gateway):
+    """Each call costs the gateway and a replica some milliseconds: one by one, the gateway would be the limit."""
+    sizes = []
+
+    class Replicas:
+        async def remote(self, jobs):
+            sizes.append(len(jobs))
+            await asyncio.sleep(0.1)
+            return draw(jobs)
+
+    async def ask(requests: int) -> list[int]:
+        sizes.clear()
+        every = [[RenderJob("a circle", f"{request}, {job}", job) for job in range(16)] for request in range(requests)]
+        replies = await asyncio.gather(*(gateway.score(ScoreRequest(jobs=jobs, rewards=["clip"])) for jobs in every))
+        assert all(len(json.loads(reply.body)["results"]) == 16 for reply in replies)
+        return list(sizes)
+
+    gateway.info = gateway.info.model_copy(update={"num_replicas": 16})
+    gateway.replicas.score = Replicas()
+    assert asyncio.run(ask(1)) == [1] * 16
+    of_many = asyncio.run(ask(16))
+    assert sum(of_many) == 256 and len(of_many) < 64 and of_many[-16:] == [8] * 16
+    assert asyncio.run(ask(1)) == [1] * 16  # all are answered
 
 
 def test_a_service_without_a_token_asks_for_none(send, gateway):

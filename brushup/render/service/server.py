@@ -107,6 +107,8 @@ class Gateway:
         self.token = token
         self.info: Info | None = None
         self.metrics = Metrics()
+        self.waiting = 0  # jobs of all requests
+        self.metrics.queued.set_function(lambda: self.waiting)
         self._loading = asyncio.get_running_loop().create_task(self._wait_for_models())
 
     async def _wait_for_models(self) -> None:
@@ -145,8 +147,9 @@ class Gateway:
         for name in request.rewards:
             if name not in rewards:
                 raise HTTPException(422, f"this service has no reward {name!r}; it was started with {rewards}")
-        # Chunks small enough that all replicas have work.
-        size = min(self.batch_size, -(-len(request.jobs) // self.info.num_replicas))
+        # Chunks small enough that all replicas have work, and no smaller: each costs the gateway a call.
+        self.waiting += len(request.jobs)
+        size = min(self.batch_size, -(-self.waiting // self.info.num_replicas))
         chunks = await asyncio.gather(*map(self._score, split_between_rewrites(request.jobs, size)))
         results = [
             replace(
@@ -164,11 +167,10 @@ class Gateway:
 
     async def _score(self, jobs: list[RenderJob]) -> list[RenderResult]:
         start = time.perf_counter()
-        self.metrics.queued.inc(len(jobs))
         try:
             results = await self._render(jobs)
         finally:
-            self.metrics.queued.dec(len(jobs))
+            self.waiting -= len(jobs)
         self.metrics.count(results, time.perf_counter() - start)
         return results
 
