@@ -148,8 +148,8 @@ class Gateway:
             if name not in rewards:
                 raise HTTPException(422, f"this service has no reward {name!r}; it was started with {rewards}")
         # Chunks small enough that all replicas have work, and no smaller: each costs the gateway a call.
-        self.waiting += len(request.jobs)
-        size = min(self.batch_size, -(-self.waiting // self.info.num_replicas))
+        waiting = self.waiting + len(request.jobs)
+        size = min(self.batch_size, -(-waiting // self.info.num_replicas))
         chunks = await asyncio.gather(*map(self._score, split_between_rewrites(request.jobs, size)))
         results = [
             replace(
@@ -167,6 +167,7 @@ class Gateway:
 
     async def _score(self, jobs: list[RenderJob]) -> list[RenderResult]:
         start = time.perf_counter()
+        self.waiting += len(jobs)
         try:
             results = await self._render(jobs)
         finally:
