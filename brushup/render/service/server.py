@@ -148,9 +148,9 @@ class Gateway:
             if name not in rewards:
                 raise HTTPException(422, f"this service has no reward {name!r}; it was started with {rewards}")
         # Chunks small enough that all replicas have work, and no smaller: each costs the gateway a call.
-        waiting = self.waiting + len(request.jobs)
-        size = min(self.batch_size, -(-waiting // self.info.num_replicas))
-        chunks = await asyncio.gather(*map(self._score, split_between_rewrites(request.jobs, size)))
+        self.waiting += len(request.jobs)
+        size = min(self.batch_size, -(-self.waiting // self.info.num_replicas))
+        chunks = await asyncio.gather(*map(self._start, split_between_rewrites(request.jobs, size)))
         results = [
             replace(
                 result,
@@ -165,13 +165,19 @@ class Gateway:
         bodies = await asyncio.gather(*(asyncio.to_thread(encode, result) for result in results))
         return Response(b'{"results":[' + b",".join(bodies) + b"]}", media_type="application/json")
 
+    def _start(self, jobs: list[RenderJob]) -> asyncio.Task:
+        """Return the task that scores the jobs. They no longer wait when it ends, also if it is cancelled unbegun."""
+
+        def leave(_: asyncio.Task) -> None:
+            self.waiting -= len(jobs)
+
+        task = asyncio.create_task(self._score(jobs))
+        task.add_done_callback(leave)
+        return task
+
     async def _score(self, jobs: list[RenderJob]) -> list[RenderResult]:
         start = time.perf_counter()
-        self.waiting += len(jobs)
-        try:
-            results = await self._render(jobs)
-        finally:
-            self.waiting -= len(jobs)
+        results = await self._render(jobs)
         self.metrics.count(results, time.perf_counter() - start)
         return results
 
