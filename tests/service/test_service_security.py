@@ -141,7 +141,17 @@ def test_few_jobs_go_to_all_replicas_and_many_in_whole_batches(gateway):
     assert asyncio.run(ask(1)) == [1] * 16
     of_many = asyncio.run(ask(16))
     assert sum(of_many) == 256 and len(of_many) < 64 and of_many[-16:] == [8] * 16
-    assert asyncio.run(ask(1)) == [1] * 16  # all are answered
+
+    async def leave_at_once() -> None:
+        request = asyncio.create_task(ask(1))
+        while not gateway.waiting:
+            await asyncio.sleep(0)
+        request.cancel()
+        await asyncio.gather(request, return_exceptions=True)
+
+    asyncio.run(leave_at_once())
+    assert gateway.waiting == 0
+    assert asyncio.run(ask(1)) == [1] * 16  # nobody waits any more
 
 
 def test_a_service_without_a_token_asks_for_none(send, gateway):
