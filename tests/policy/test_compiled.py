@@ -20,6 +20,7 @@ def frozen_weights(trainer):
     return {name: weight.clone() for name, weight in trainer.model.named_parameters() if not weight.requires_grad}
 
 
+@pytest.mark.slow
 def test_training_and_validation_compile_once_for_each_batch_size(tmp_path, compiled_on_cpu):
     held_out = load_prompts(str(TINY_WORLD / "validation.jsonl")).select(range(18))
     trainer = make_trainer(
@@ -45,6 +46,18 @@ def test_the_same_is_written(enhancer, compiled_on_cpu, monkeypatch):
     assert counters["stats"]["unique_graphs"] == 1
     monkeypatch.undo()
     assert compiled == enhancer.enhance(prompts, batch_size=4)
+
+
+def test_training_writes_what_trl_writes(tmp_path, request):
+    """Greedy answers, in float32."""
+    written = []
+    for _ in range(2):
+        trainer = make_trainer(tmp_path, StubWorker(), max_steps=1, generation_kwargs={"do_sample": False})
+        trainer.train()
+        written.append(list(trainer._logs["completion"]))
+        request.getfixturevalue("compiled_on_cpu")
+    assert counters["stats"]["unique_graphs"] == 1 and len(written[0]) == 8
+    assert written[0] == written[1]
 
 
 def test_few_prompts_are_not_worth_compiling(enhancer, compiled_on_cpu):
