@@ -54,7 +54,9 @@ def test_what_a_person_sees(short_run):
         r"^step +6/6 +reward \d\.\d{3} +clip \d\.\d{3} +keyword_retention \d\.\d{3}", printed, re.MULTILINE
     )
     assert re.search(
-        rf"^\| original +\| \d\.\d{{3}} +\| 1\.000 +\| \d+\.\d% +\| {PROMPTS} +\|$", printed, re.MULTILINE
+        rf"^\| original +\| \d\.\d{{3}} +\| 1\.000 +\| \d+\.\d% +\| 0\.0% +\| 0\.0% +\| {PROMPTS} +\|$",
+        printed,
+        re.MULTILINE,
     )
     assert re.search(r"^trained - untrained clip: [+-]\d\.\d{3} \(95 % interval", printed, re.MULTILINE)
     noise = [line for line in (printed + short_run[0].stderr).splitlines() if "Warning" in line or "WARNING" in line]
