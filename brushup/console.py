@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 import datasets
 import huggingface_hub
@@ -26,10 +26,15 @@ terminal = logging.getLogger("terminal")  # the terminal's lines, for the log fi
 terminal.propagate = False
 
 
-def say(text: str) -> None:
-    """Write to the terminal, above a progress bar if there is one, and to the log file; on the main process only."""
+def say(text: str, stream: TextIO | None = None) -> None:
+    """Write to the terminal, above a progress bar if there is one, and to the log file; on the main process only.
+
+    Args:
+        text: lines.
+        stream: default standard output.
+    """
     if PartialState().is_main_process:
-        tqdm.write(text)
+        tqdm.write(text, file=stream)
         for line in filter(None, text.splitlines()):
             terminal.info(line)
 

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 from typing import Any
 
 from peft import PeftModel
@@ -50,7 +51,8 @@ def _keep_caches(model: PreTrainedModel) -> None:
     def prepare_kept(batch_size: int, max_cache_len: int, **others: Any):
         length = -(-max_cache_len // CACHE_LENGTHS) * CACHE_LENGTHS
         if batch_size not in caches or caches[batch_size].get_max_length() < length:
-            say(f"compiling the writing of {batch_size} rewrites at once; this takes up to a minute, once")
+            # Not on standard output, which may be a program's rewrites.
+            say(f"compiling the writing of {batch_size} rewrites at once: up to a minute, once", sys.stderr)
             caches[batch_size] = prepare(batch_size=batch_size, max_cache_len=length, **others)
         caches[batch_size].reset()
         return caches[batch_size]

@@ -40,10 +40,12 @@ def test_training_and_validation_compile_once_for_each_batch_size(tmp_path, comp
     assert all(torch.equal(weight, before[name]) for name, weight in frozen_weights(trainer).items())
 
 
-def test_the_same_is_written(enhancer, compiled_on_cpu, monkeypatch):
+def test_the_same_is_written(enhancer, compiled_on_cpu, monkeypatch, capsys):
     prompts = load_prompts(str(TINY_WORLD / "validation.jsonl"))["user_prompt"][:18]
     compiled = enhancer.enhance(prompts, batch_size=4)
     assert counters["stats"]["unique_graphs"] == 1
+    said = capsys.readouterr()
+    assert "compiling the writing of 4 rewrites at once" in said.err and said.out == ""
     monkeypatch.undo()
     assert compiled == enhancer.enhance(prompts, batch_size=4)
 
