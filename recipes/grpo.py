@@ -1,6 +1,6 @@
 """Trains a policy with GRPO to rewrite prompts, and shows before and after on held-out prompts.
 
-On a laptop, in about four minutes (real models: recipes/qwen2vl_2b_sd3_1gpu.yaml):
+On a laptop, in about three minutes (real models: recipes/qwen2vl_2b_sd3_1gpu.yaml):
 
     accelerate launch --config_file accelerate_configs/cpu.yaml recipes/grpo.py --config recipes/tiny_cpu.yaml
 
