@@ -46,14 +46,15 @@ def _keep_caches(model: PreTrainedModel) -> None:
     """
     if "_prepare_static_cache" in vars(model):
         return
-    prepare, caches = model._prepare_static_cache, {}
+    prepare, caches, lengths = model._prepare_static_cache, {}, {}
 
     def prepare_kept(batch_size: int, max_cache_len: int, **others: Any):
         length = -(-max_cache_len // CACHE_LENGTHS) * CACHE_LENGTHS
-        if batch_size not in caches or caches[batch_size].get_max_length() < length:
+        if lengths.get(batch_size, 0) < length:
             # Not on standard output, which may be a program's rewrites.
             say(f"compiling the writing of {batch_size} rewrites at once: up to a minute, once", sys.stderr)
             caches[batch_size] = prepare(batch_size=batch_size, max_cache_len=length, **others)
+            lengths[batch_size] = length
         caches[batch_size].reset()
         return caches[batch_size]
 

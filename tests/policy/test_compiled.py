@@ -4,6 +4,7 @@ import pytest
 import torch
 from conftest import TINY_WORLD
 from torch._dynamo.utils import counters
+from transformers import Gemma3TextConfig, StaticCache
 
 from brushup.policy.compiled import compiled_decoding
 from brushup.policy.enhancer import PromptEnhancer
@@ -75,6 +76,16 @@ def test_caches_stay_where_they_are(enhancer, compiled_on_cpu):
     short, longer, longest, again = (model.generate(x, **settings).cache.layers[0].keys for x in (*ids, ids[0]))
     assert short.data_ptr() == longer.data_ptr() and again.data_ptr() == longest.data_ptr()
     assert short.shape[2] == 128 and longest.shape[2] == 256
+
+
+def test_so_do_caches_with_a_sliding_window(enhancer, compiled_on_cpu, monkeypatch):
+    """Their layers hold fewer tokens than was asked for."""
+    config = Gemma3TextConfig(num_hidden_layers=2, layer_types=["sliding_attention"] * 2, sliding_window=64)
+    make = lambda self, max_cache_len, **others: StaticCache(config=config, max_cache_len=max_cache_len)  # noqa: E731
+    monkeypatch.setattr(type(enhancer.model), "_prepare_static_cache", make)
+    compiled_decoding(enhancer.model)
+    first, again = (enhancer.model._prepare_static_cache(batch_size=2, max_cache_len=100) for _ in range(2))
+    assert again is first
 
 
 def test_weights_that_are_spread_over_gpus_are_not_compiled(enhancer, compiled_on_cpu):
