@@ -5,8 +5,9 @@ places in the list, from 0, of questions that must be right first) and `skill`. 
 one word.", and its score is the probability of the expected answer among the possible ones: yes and no; the numbers
 from zero to ten; the colors; for any other answer all tokens that there are. The reward is the mean of the scores, or
 their geometric mean, which one missing thing pulls to 0: Soft-TIFA of GenEval 2 (Kamath et al. 2025, arXiv
-2512.16853). A question counts 0 if a question that it `needs` was answered wrong, that is with a probability under 0.5:
-Davidsonian scene graph, Cho et al. 2023, arXiv 2310.18235). A prompt without questions is judged as by `vqa`, with the same model.
+2512.16853). A question counts 0 if a question that it `needs` was answered wrong, that is with a probability
+under 0.5 (Davidsonian scene graph, Cho et al. 2023, arXiv 2310.18235). A prompt without questions is judged as by
+`vqa`, with the same model.
 
 Default model: Qwen/Qwen2-VL-2B-Instruct (Apache-2.0, 2.2B parameters, about 4.5 GB in bfloat16 plus what a batch
 takes); GenEval 2 takes Qwen3-VL-8B. Any image-text model does that has a chat template, and the answers among its
