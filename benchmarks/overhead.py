@@ -56,6 +56,7 @@ class FreeWorker:
     """A worker that answers each job at once."""
 
     token_limits = {"clip": 32}
+    columns: tuple[str, ...] = ()
 
     def submit(self, jobs, return_images=False) -> Future:
         future = Future()

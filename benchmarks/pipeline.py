@@ -55,6 +55,7 @@ class SleepingWorker:
     """A worker that sleeps so many seconds for each image, one after the other."""
 
     token_limits = {"clip": 32}
+    columns: tuple[str, ...] = ()
 
     def __init__(self, seconds: float):
         self.seconds = seconds

@@ -42,6 +42,7 @@ class Sleeper:
     """A stand-in for `LocalWorker` that sleeps 100 ms for any batch."""
 
     token_limits: dict[str, int] = {}
+    columns: tuple[str, ...] = ()
 
     def score(self, jobs: list[RenderJob], return_images: bool) -> list[RenderResult]:
         time.sleep(0.1)

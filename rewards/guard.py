@@ -1,6 +1,7 @@
 """Guards around rewards that users bring: one that hangs, exits, or changes its input harms itself alone."""
 
 import contextvars
+import inspect
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -63,8 +64,9 @@ class GuardedImageReward:
 
     def __init__(self, reward: Callable, seconds: float):
         self.takes_pixels = getattr(reward, "takes_pixels", False)
+        self.__signature__ = inspect.signature(reward)  # names the columns that it reads
         self._reward = reward
         self._seconds = seconds
 
-    def __call__(self, images: list, user_prompts: list[str], prompts: list[str]) -> Any:
-        return call_guarded(self._reward, self._seconds, images, user_prompts, prompts)
+    def __call__(self, images: list, user_prompts: list[str], prompts: list[str], **columns: list) -> Any:
+        return call_guarded(self._reward, self._seconds, images, user_prompts, prompts, **columns)

@@ -5,6 +5,10 @@ reward* has TRL's signature, `(prompts, completions, **columns) -> list[float | 
 the first parameter is called `images`, it is an image reward. Either is a function, or a class that is built with its
 `reward_kwargs` and, if it has such a parameter, with `device`.
 
+An image reward that needs more of a prompt's row than the user prompt names the columns as further parameters without
+a default, `(images, user_prompts, prompts, questions)`: each is a list with a value for each image, None where the row
+has none.
+
 A reward that compares the images of a rewrite has the attribute `least_images = 2`; then all images of a rewrite
 come in one call. A class with `takes_pixels = True` gets images as tensors on the renderer's device, uint8, (3,
 height, width), otherwise as PIL images.
@@ -42,6 +46,7 @@ REWARDS = {
     "ocr": "brushup.rewards.ocr:OcrReward",
     "pickscore": "brushup.rewards.pickscore:PickScore",
     "quality_score": "brushup.rewards.quality_score:quality_score",
+    "questions": "brushup.rewards.questions:QuestionsReward",
     "repetition": "brushup.rewards.repetition:RepetitionReward",
     "safety": "brushup.rewards.safety:SafetyReward",
     "siglip": "brushup.rewards.siglip:SigLIP",
@@ -80,6 +85,19 @@ def resolve(name: str) -> Callable:
         raise ValueError(f"cannot load {name!r}: {type(error).__name__}: {error}") from error
 
 
+def _parameters(reward: Callable) -> list[inspect.Parameter]:
+    """Return the parameters of a reward's call; `reward` is a function, a class, or loaded."""
+    function = reward.__call__ if inspect.isclass(reward) else reward
+    return [parameter for name, parameter in inspect.signature(function).parameters.items() if name != "self"]
+
+
+def columns_read(reward: Callable) -> list[str]:
+    """Return the columns of the prompts that an image reward reads: its parameters without a default after the first
+    three."""
+    required = [parameter for parameter in _parameters(reward)[3:] if parameter.default is parameter.empty]
+    return [parameter.name for parameter in required if parameter.kind is not parameter.VAR_KEYWORD]
+
+
 @dataclass(frozen=True)
 class RewardSpec:
     """One reward of a run, as the settings describe it.
@@ -113,10 +131,8 @@ class RewardSpec:
     @property
     def looks_at_images(self) -> bool:
         """Whether it is an image reward: its first parameter is called `images`."""
-        target = resolve(self.source)
-        function = target.__call__ if inspect.isclass(target) else target
-        parameters = [name for name in inspect.signature(function).parameters if name != "self"]
-        return bool(parameters) and parameters[0] == "images"
+        parameters = _parameters(resolve(self.source))
+        return bool(parameters) and parameters[0].name == "images"
 
     @property
     def least_images(self) -> int:

@@ -1,5 +1,6 @@
 """Arms: ways of prompting, rendered and scored on held-out prompts, all from the same seeds."""
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 
@@ -9,7 +10,7 @@ from PIL import Image
 from brushup.common import mean, thumbnail
 from brushup.console import progress
 from brushup.evaluation.sheet import can_write, labelled_grid
-from brushup.render.job import RenderJob, RenderResult, Worker, mean_scores, paired_seeds
+from brushup.render.job import RenderJob, RenderResult, Worker, columns_of, mean_scores, paired_seeds
 from brushup.rewards.format import kept_share
 from brushup.rewards.registry import TextReward
 
@@ -26,7 +27,7 @@ class Arm:
     Attributes:
         user_prompts: as the users wrote them.
         prompts: the prompts that were rendered in their place.
-        rewards: by name, averaged over the images of a prompt.
+        rewards: by name, averaged over the images of a prompt; parts of one as `questions/color`.
         images: the first image of the first prompts, made smaller.
         checker_accuracy: the share of the images, 0..1, that the checker accepts.
         tokens: the length of the prompt for each tokenizer of the generator.
@@ -64,7 +65,16 @@ class Arm:
     def mean_rewards(self) -> dict[str, float]:
         """Return the mean of each reward, by name, over the prompts that could be scored."""
         scored = [row for row in self.rewards if row is not None]
-        return {name: float(np.mean([row[name] for row in scored])) for name in scored[0]} if scored else {}
+        names = [name for name in scored[0] if "/" not in name] if scored else []
+        return {name: float(np.mean([row[name] for row in scored])) for name in names}
+
+    def mean_by_skill(self) -> dict[str, float]:
+        """Return the mean of each part of a reward, such as `questions/color`, over the prompts that have it."""
+        by_skill = defaultdict(list)
+        for name, score in (item for row in self.rewards for item in (row or {}).items()):
+            if "/" in name:
+                by_skill[name].append(score)
+        return {name: float(np.mean(scores)) for name, scores in sorted(by_skill.items())}
 
     def mean_checker_accuracy(self) -> float | None:
         """Return the share of images that the checker accepts; None without a checker."""
@@ -100,7 +110,7 @@ def evaluate_prompts(
         images_kept: the number of rows whose first image is kept.
     """
     jobs = [
-        RenderJob(prompt, row["user_prompt"], image_seed, for_evaluation=True)
+        RenderJob(prompt, row["user_prompt"], image_seed, for_evaluation=True, columns=columns_of(row, worker.columns))
         for prompt, row in zip(prompts, rows, strict=True)
         for image_seed in paired_seeds(seed, "validation", row["user_prompt"], images_per_prompt)
     ]

@@ -70,10 +70,11 @@ class Measures:
             original: the arm of the user prompts.
 
         Returns:
-            `rewards` (means, by name), `reward` (mean of the total), `above_original` (share of prompts with a higher
-            total than the user prompt at the same seeds; a tie counts half), `harmed` (share with a lower one),
-            `harmed_by_checker` (share of which the checker accepts fewer images; None without one), `success_rate`
-            (None without a threshold), `quality_score` (the reward of that name, 0..1), `checker_accuracy` (share of
+            `rewards` (means, by name), `by_skill` (means of their parts, such as `questions/color`), `reward` (mean of
+            the total), `above_original` (share of prompts with a higher total than the user prompt at the same seeds;
+            a tie counts half), `harmed` (share with a lower one), `harmed_by_checker` (share of which the checker
+            accepts fewer images; None without one), `success_rate` (None without a threshold), `quality_score` (the
+            reward of that name, 0..1), `checker_accuracy` (share of
             images that the checker accepts; None without one), `tokens` (for each tokenizer the mean length `mean`,
             the share of prompts `share_cut` that it does not read to the end, and its `limit`), `malformed` and
             `failed` (shares of all prompts), `prompt_share` (the mean share of an answer that is the prompt) and `n`,
@@ -90,6 +91,7 @@ class Measures:
         successes = [total > self.success_threshold for total in totals] if self.success_threshold is not None else []
         return {
             "rewards": arm.mean_rewards(),
+            "by_skill": arm.mean_by_skill(),
             "reward": mean(totals),
             "above_original": win_rate(arm.totals, original.totals),
             "harmed": harmed_share(arm.totals, original.totals),

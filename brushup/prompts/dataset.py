@@ -10,6 +10,7 @@ from datasets import Dataset
 
 from brushup.common import MAX_PROMPT_CHARS
 from brushup.prompts.images import load_images
+from brushup.prompts.questions import fault_of_questions
 from brushup.prompts.reading import read_table
 from brushup.prompts.template import build_messages
 
@@ -41,13 +42,15 @@ def load_prompts(
 
     Returns:
         The rows with `user_prompt` and, for the policy, `prompt`: the messages (system, user). All other columns are
-        kept and reach the rewards; `category` and `difficulty` are texts. An `image` column (paths are relative to
+        kept and reach the rewards; `category` and `difficulty` are texts, `questions` are checked (see
+        `fault_of_questions`). An `image` column (paths are relative to
         the file) reaches an image-text policy.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: a line is broken, a column is missing or has a name that is taken, a value is of another kind than
-            the others of its column, a prompt is empty or too long, an image can't be opened, there is a row for
+            the others of its column, a prompt is empty or too long, its questions are not of their form, an image
+            can't be opened, there is a row for
             each question about a prompt, or no row is left; the message gives file and line.
     """
     rows, places, faults = read_table(source, split)
@@ -55,6 +58,9 @@ def load_prompts(
     for index, prompt in enumerate(rows[prompt_column] if len(rows) else []):
         if fault := _fault_of(prompt):
             faults.setdefault(places[index], f"`{prompt_column}` {fault}")
+    for index, questions in enumerate(rows["questions"] if "questions" in rows.column_names else []):
+        if fault := fault_of_questions(questions):
+            faults.setdefault(places[index], f"`questions` {fault}")
     if "image" in rows.column_names:
         rows, unreadable = load_images(rows, Path(source).parent, all_or_none=split == "train")
         for index, fault in unreadable.items():

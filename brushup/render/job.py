@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import io
+import json
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -37,6 +38,13 @@ def decode_image(image: Any) -> Any:
     return unpacked.convert("RGB")
 
 
+def json_text(columns: Any) -> str:
+    """Return the JSON text of an object; raise a ValueError for any other value."""
+    if not isinstance(columns, dict):
+        raise ValueError("columns must be an object: the value of each column by its name")
+    return json.dumps(columns, sort_keys=True)
+
+
 # The annotations hold where JSON is read or written, in the render service; the constructors check nothing.
 Prompt = Annotated[str, Field(min_length=1, max_length=MAX_PROMPT_CHARS)]
 Seed = Annotated[int, Field(ge=0, lt=2**64, strict=True)]  # strict: neither true nor "1"
@@ -46,13 +54,17 @@ JsonImage = Annotated[
     PlainSerializer(encode_image),
     WithJsonSchema({"anyOf": [{"type": "string", "contentEncoding": "base64"}, {"type": "null"}]}),
 ]
+JsonObject = Annotated[
+    str, BeforeValidator(json_text), PlainSerializer(json.loads), WithJsonSchema({"type": "object"})
+]  # a text in memory, so that jobs can be compared
 FailureKind = Literal["timeout", "out_of_memory", "bad_image", "reward", "other"]
 
 
 @dataclass(frozen=True)
 class RenderJob:
     """One image to render of `prompt` (the rewrite) from `seed`, and to score against `user_prompt`; with
-    `for_evaluation` it is rendered with `eval_render_kwargs`."""
+    `for_evaluation` it is rendered with `eval_render_kwargs`. `columns` are those of the prompt's row that image
+    rewards ask for, as JSON: see `Worker.columns`."""
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
@@ -60,6 +72,7 @@ class RenderJob:
     user_prompt: Prompt
     seed: Seed
     for_evaluation: StrictBool = False
+    columns: JsonObject = "{}"
 
 
 @dataclass
@@ -101,12 +114,23 @@ class Worker(Protocol):
     """Seconds spent so far, by "render" and "score"; empty if only a service knows them."""
     is_remote: bool
     """Whether it works on other devices than this process."""
+    columns: Sequence[str]
+    """The columns of the prompts that its image rewards read beside `user_prompt`."""
 
     def submit(self, jobs: Sequence[RenderJob], return_images: bool = False) -> "Future[list[RenderResult]]":
         """Start to render and score the jobs, and return at once; the results come in the order of the jobs.
 
         A job that failed has an `error` and no scores: all or nothing.
         """
+
+
+def columns_of(row: dict, names: Sequence[str]) -> str:
+    """Return the row's columns of these names, for a job; one that the row lacks is left out.
+
+    Raises:
+        TypeError: a value is not JSON, such as an image.
+    """
+    return json_text({name: row[name] for name in names if row.get(name) is not None})
 
 
 def paired_seeds(run_seed: int, salt: int | str, user_prompt: str, count: int) -> list[int]:

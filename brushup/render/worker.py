@@ -1,5 +1,6 @@
 """The worker in this process: renders jobs and scores their images."""
 
+import json
 import logging
 import math
 import time
@@ -16,12 +17,13 @@ from brushup.config import RenderConfig
 from brushup.render.job import RenderJob, RenderResult
 from brushup.render.renderer import RenderedImage, Renderer, RenderFailure
 from brushup.rewards.guard import GuardedImageReward
-from brushup.rewards.registry import RewardSpec
+from brushup.rewards.registry import RewardSpec, columns_read
 
 
 logger = logging.getLogger(__name__)
 
-ImageReward = Callable[[list[Image.Image] | list[torch.Tensor], list[str], list[str]], list[float | None]]
+Score = float | None | dict[str, float]  # with "score" and its parts, by name
+ImageReward = Callable[..., list[Score]]
 
 
 class WrongScores(ValueError):
@@ -33,8 +35,9 @@ class LocalWorker:
 
     Args:
         renderer: renders the images.
-        image_rewards: `(images, user_prompts, prompts) -> scores`, by name. The images are PIL images; a reward whose
-            class has `takes_pixels = True` gets tensors, uint8, (3, height, width), on the renderer's device.
+        image_rewards: `(images, user_prompts, prompts, **columns) -> scores`, by name (see `registry`). The images are
+            PIL images; a reward whose class has `takes_pixels = True` gets tensors, uint8, (3, height, width), on the
+            renderer's device.
         eval_renderer: renders the jobs `for_evaluation`; default the same.
 
     Attributes:
@@ -49,6 +52,7 @@ class LocalWorker:
         self.renderer = renderer
         self.eval_renderer = eval_renderer or renderer
         self.image_rewards = image_rewards
+        self.columns = sorted({name for reward in image_rewards.values() for name in columns_read(reward)})
         self.seconds = {"render": 0.0, "score": 0.0}
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="render")
 
@@ -103,7 +107,7 @@ class LocalWorker:
             if isinstance(item, RenderFailure):
                 results[job] = RenderResult.failed(item.reason, item.kind)
                 continue
-            by_name = {name: values[job] for name, values in scores.items()}
+            by_name = {name: values[job] for name, values in scores.items() if job in values}
             unscored = [f"reward {n!r} gave {s} for this image" for n, s in by_name.items() if not _is_finite(s)]
             wrong = error or next(iter(unscored), None)
             if wrong:
@@ -134,7 +138,10 @@ class LocalWorker:
                 logger.exception("reward %r failed", name)
                 reason = str(error) if isinstance(error, WrongScores) else f"failed: {type(error).__name__}: {error}"
                 return {}, f"reward {name!r} {reason}"
-            scores[name] = dict(zip(jobs, values, strict=True))
+            for job, value in zip(jobs, values, strict=True):
+                parts = value if isinstance(value, dict) else {"score": value}
+                for part, score in parts.items():
+                    scores.setdefault(name if part == "score" else f"{name}/{part}", {})[job] = score
         pixels.clear()  # a backbone keeps the list until the next call, and would keep the images with it
         return scores, None
 
@@ -145,19 +152,22 @@ def _is_finite(score: float | None) -> bool:
 
 def scores_of(
     reward: ImageReward, images: list[Image.Image] | list[torch.Tensor], jobs: list[RenderJob]
-) -> list[float | None]:
+) -> list[Score]:
     """Return the score of each image, rendered for these jobs.
 
     Raises:
         WrongScores: another number of scores than images, or a score that is no number.
         Exception: any that the reward raises.
     """
-    returned = reward(images, [job.user_prompt for job in jobs], [job.prompt for job in jobs])
+    rows = [json.loads(job.columns) for job in jobs]
+    columns = {name: [row.get(name) for row in rows] for name in columns_read(reward)}
+    returned = reward(images, [job.user_prompt for job in jobs], [job.prompt for job in jobs], **columns)
     scores = [score.item() if hasattr(score, "item") else score for score in returned]  # of numpy or torch
     if len(scores) != len(images):
         raise WrongScores(f"returned {len(scores)} scores for {len(images)} images")
     for score in scores:
-        if not (score is None or isinstance(score, Real)):
+        parts = score if isinstance(score, dict) else {"score": score}
+        if "score" not in parts or not all(part is None or isinstance(part, Real) for part in parts.values()):
             raise WrongScores(f"returned {score!r:.80} as a score, which is neither a number nor None")
     return scores
 

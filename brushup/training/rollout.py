@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from trl.data_utils import prepare_multimodal_messages
 
-from brushup.render.job import RenderJob, RenderResult, mean_scores
+from brushup.render.job import RenderJob, RenderResult, columns_of, mean_scores
 
 
 logger = logging.getLogger(__name__)
@@ -47,9 +47,16 @@ def prompts_of(rows: list[dict]) -> list:
     return [prepare_multimodal_messages(p, images=i) for p, i in zip(prompts, images, strict=True)]
 
 
-def jobs_of(prompts: Iterable[tuple[str, str]], seeds: Callable[[str], list[int]]) -> list[RenderJob]:
-    """Return the jobs of (prompt, user prompt) pairs: all rewrites of a user prompt share the seeds of it."""
-    return [RenderJob(prompt, user_prompt, seed) for prompt, user_prompt in prompts for seed in seeds(user_prompt)]
+def jobs_of(
+    prompts: Iterable[tuple[str, dict]], seeds: Callable[[str], list[int]], columns: Sequence[str]
+) -> list[RenderJob]:
+    """Return the jobs of prompts, each with the row that it is for: all rewrites of a user prompt share the seeds of
+    it. `columns` of the row go with the job."""
+    return [
+        RenderJob(prompt, row["user_prompt"], seed, columns=columns_of(row, columns))
+        for prompt, row in prompts
+        for seed in seeds(row["user_prompt"])
+    ]
 
 
 @dataclass

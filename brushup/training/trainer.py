@@ -143,11 +143,11 @@ class PromptEnhancerTrainer(GRPOTrainer):
         token_count = gather(torch.tensor([float(counted)], device=self.accelerator.device)).sum()
         every = self.args.log_images_steps * self.accelerator.is_main_process
         keeps_images = bool(every and step % every == 0 and step not in self._token_counts)
-        originals = list(dict.fromkeys(row["user_prompt"] for row in rows))
-        originals = originals if self.gained else originals[: SHOWN_PROMPTS * keeps_images]
+        originals = {row["user_prompt"]: row for row in rows}
+        originals = originals if self.gained else dict(list(originals.items())[: SHOWN_PROMPTS * keeps_images])
         seeds = partial(paired_seeds, self.args.seed, step, count=self.args.images_per_prompt)
-        written = [(r, row["user_prompt"]) for r, row in zip(rewrites, rows, strict=True) if r is not None]
-        jobs, original_jobs = jobs_of(written, seeds), jobs_of([(p, p) for p in originals], seeds)
+        written = [(rewrite, row) for rewrite, row in zip(rewrites, rows, strict=True) if rewrite is not None]
+        jobs, original_jobs = (jobs_of(p, seeds, self.worker.columns) for p in (written, originals.items()))
         return Rollout(
             rows,
             step,
@@ -159,7 +159,7 @@ class PromptEnhancerTrainer(GRPOTrainer):
                 self.worker.submit(jobs, keeps_images),
                 self.worker.submit(original_jobs, keeps_images) if original_jobs else None,
             ),
-            originals,
+            list(originals),
             keeps_images,
         )
 

@@ -9,7 +9,7 @@ from conftest import RENDER_KWARGS as CALL
 from PIL import Image
 
 import world
-from brushup.render.job import RenderJob, paired_seeds
+from brushup.render.job import RenderJob, columns_of, paired_seeds
 from brushup.render.renderer import RenderedImage
 from brushup.render.worker import LocalWorker
 from brushup.rewards.open_clip_backbone import open_clip_backbone
@@ -28,6 +28,17 @@ def test_pictures_are_scored_against_the_users_prompt(worker):
     right, wrong = worker.score([RenderJob(RED, "crimson disk, huge", 1), RenderJob(RED, "azure box, tiny", 1)])
     assert 0 <= wrong.scores["clip"] < right.scores["clip"] <= 1
     assert right.error is None and right.image is None
+
+
+def test_a_reward_gets_the_columns_that_it_names_and_may_score_in_parts(renderer):
+    def colors(images, user_prompts, prompts, questions):
+        return [{"score": len(row), "red": 1.0} if row else 0.0 for row in questions]
+
+    worker = LocalWorker(renderer, {"colors": colors})
+    assert worker.columns == ["questions"]
+    rows = [{"questions": ["Is it red?", "Is it big?"], "scene": 1}, {"scene": 2}]
+    jobs = [RenderJob(RED, RED, 1, columns=columns_of(row, worker.columns)) for row in rows]
+    assert [result.scores for result in worker.score(jobs)] == [{"colors": 2, "colors/red": 1.0}, {"colors": 0.0}]
 
 
 def test_submit_gives_what_score_gives(worker):

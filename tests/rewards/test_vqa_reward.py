@@ -9,7 +9,7 @@ from PIL import Image
 from transformers import AutoProcessor, Qwen2VLForConditionalGeneration
 
 import world
-from brushup.rewards.vqa import tokens_that_read
+from brushup.rewards.image_text_model import tokens_that_read
 from support.rewards import load_reward
 
 

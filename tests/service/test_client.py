@@ -12,7 +12,7 @@ from fastapi import FastAPI, HTTPException, Request, Response
 from PIL import Image
 
 from brushup.config import RenderConfig
-from brushup.render.job import RenderJob, RenderResult
+from brushup.render.job import RenderJob, RenderResult, columns_of
 from brushup.render.service.client import HttpWorker, WorkerUnavailable, connect
 from brushup.render.service.protocol import Info, ScoreReply, ScoreRequest, settings_of
 from brushup.rewards.registry import RewardSpec
@@ -94,7 +94,8 @@ def test_results_come_in_the_order_of_the_jobs_and_pictures_only_when_asked_for(
     assert len(server.requests) > 1 and worker.images_drawn == 40 and worker.token_limits == {"clip": 77}
     drawn = worker.score(jobs("a cat"), return_images=True)[0].image
     assert drawn.tobytes() == IMAGE.tobytes()  # lossless
-    kinds = [replace(job, for_evaluation=kind) for job in jobs("a cat") for kind in (True, False)]
+    columns = columns_of({"questions": [{"question": "Is there a cat?", "needs": []}]}, ["questions", "scene"])
+    kinds = [replace(job, for_evaluation=kind, columns=columns) for job in jobs("a cat") for kind in (True, False)]
     worker.score(kinds)  # by `eval_render_kwargs` and not
     assert server.requests[-1].jobs == kinds
 

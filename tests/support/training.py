@@ -20,6 +20,7 @@ class StubWorker:
     """Answers each job with `verdict(job)`: a clip score, or the error of the machine. Reads four words as tokens."""
 
     token_limits = {"words": 4}
+    columns: tuple[str, ...] = ()
     seconds: dict[str, float] = {}
     is_remote = False
 

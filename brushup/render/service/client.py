@@ -26,7 +26,7 @@ from brushup.render.service.address import (
     why_no_http,
 )
 from brushup.render.service.protocol import Info, ScoreReply, ScoreRequest, settings_of, split_between_rewrites
-from brushup.rewards.registry import RewardSpec
+from brushup.rewards.registry import RewardSpec, columns_read, resolve
 
 
 logger = logging.getLogger(__name__)
@@ -51,6 +51,7 @@ class HttpWorker:
         timeout: seconds for one `submit`, waiting for a service that is started again included.
         start_command: what a user types to start the service, for the error message, without its port.
         token: default the environment variable BRUSHUP_TOKEN.
+        columns: of the prompts, that the rewards read beside `user_prompt`.
 
     Raises:
         ValueError: the address is malformed or answers as no render service does, or the token is malformed.
@@ -60,12 +61,21 @@ class HttpWorker:
 
     is_remote = True
 
-    def __init__(self, url: str, rewards: list[str], timeout: float, start_command: str, token: str | None = None):
+    def __init__(
+        self,
+        url: str,
+        rewards: list[str],
+        timeout: float,
+        start_command: str,
+        token: str | None = None,
+        columns: Sequence[str] = (),
+    ):
         token = check_token(token or os.environ.get("BRUSHUP_TOKEN"))
         address = check_url(url)
         self.url = str(address)
         self.rewards = rewards
         self.timeout = timeout
+        self.columns = columns
         self.start_command = f"{start_command} --port {address.port or (443 if address.scheme == 'https' else 80)}"
         self.images_drawn = 0
         self.seconds: dict[str, float] = {}  # the service knows them
@@ -233,8 +243,10 @@ def connect(url: str, render: RenderConfig, rewards: Sequence[RewardSpec], serve
         WorkerUnavailable: it does not answer.
         PermissionError: it wants another token.
     """
-    image_rewards = [spec.name for spec in rewards if spec.looks_at_images]
-    worker = HttpWorker(url, image_rewards, render.worker_timeout, serve_command)
+    image_rewards = [spec for spec in rewards if spec.looks_at_images]
+    columns = sorted({name for spec in image_rewards for name in columns_read(resolve(spec.source))})
+    names = [spec.name for spec in image_rewards]
+    worker = HttpWorker(url, names, render.worker_timeout, serve_command, columns=columns)
     ours, theirs = json.loads(json.dumps(settings_of(render, rewards))), dict(worker.info.settings)
     # The service may know more rewards than this run asks for.
     theirs["reward_funcs"] = sorted(set(ours["reward_funcs"]) & set(theirs["reward_funcs"]))

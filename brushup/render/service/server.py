@@ -154,7 +154,7 @@ class Gateway:
         results = [
             replace(
                 result,
-                scores={name: score for name, score in result.scores.items() if name in request.rewards},
+                scores={name: score for name, score in result.scores.items() if name.split("/")[0] in request.rewards},
                 image=None if request.images == "none" else result.image,
             )
             for chunk in chunks
