@@ -21,7 +21,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 WORLD = "data/tiny_world"
 SCORER = f"local-dir:{WORLD}/scorer"
-RENDER = {"num_inference_steps": 6, "guidance_scale": 3.0, "height": 32, "width": 32, "max_sequence_length": 1}
+RENDER = {"num_inference_steps": 6, "guidance_scale": 3.0, "height": 48, "width": 48, "max_sequence_length": 1}
 SYSTEM_PROMPT = (  # the one that the tiny policy knows
     "You rewrite a user's request as one prompt for an image generator. Keep everything the user asked for: what it "
     "shows, how many, which colors, sizes and places. Use plain words that the image generator knows, and add what "

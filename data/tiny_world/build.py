@@ -1,12 +1,12 @@
-"""Build the tiny world from scratch: three small models of the real classes and the prompts to train with.
+"""Build the tiny world from scratch: four small models of the real classes and the prompts to train with.
 
-    python data/tiny_world/build.py --output data/tiny_world                     # all, under an hour on two cores
+    python data/tiny_world/build.py --output data/tiny_world                     # all, under two hours on two cores
     python data/tiny_world/build.py --output data/tiny_world --only generator    # one part
 
 A `StableDiffusion3Pipeline` (generator/) learns to render one style of caption, an OpenCLIP model (scorer/) to match
-images with every style, and a `Qwen2VLForConditionalGeneration` (policy/) to answer with rewrites of mixed quality,
-so that GRPO has something to improve. At the end all parts are loaded from disk and measured; the report goes to
-README.md in the output folder. A GPU is used when there is one.
+images with every style, a `Qwen2VLForConditionalGeneration` (judge/) to answer questions about images, and from there
+another (policy/) to answer with rewrites of mixed quality, so that GRPO has something to improve. At the end all parts
+are loaded from disk and measured; the report goes to README.md in the output folder. A GPU is used when there is one.
 """
 
 import argparse
@@ -49,7 +49,7 @@ from brushup.policy.enhancer import PromptEnhancer
 from brushup.prompts.template import build_messages
 from brushup.render.renderer import Renderer
 from brushup.rewards.clip import ClipReward
-from brushup.rewards.questions import ASK
+from brushup.rewards.questions import ASK, QuestionsReward
 from brushup.rewards.vqa import QUESTION
 
 
@@ -57,11 +57,9 @@ PARTS = ("prompts", "generator", "scorer", "judge", "policy")
 TEXT_LENGTH = 24  # tokens that the generator's text encoders read: a canonical caption has at most 22
 SCORER_TEXT_LENGTH = 64  # the longest user prompts have more
 GENERATOR_BATCH, GENERATOR_STEPS = 32, 10_000
-VISION_STEPS, JUDGE_STEPS, POLICY_STEPS = 600, 1800, 2600
+VISION_STEPS, JUDGE_STEPS, REWRITE_STEPS, POLICY_STEPS = 300, 1800, 2200, 500
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-if (
-    DEVICE == "cpu"
-):  # with so few tokens, the gradient of the fused attention takes five times as long as the plain one
+if DEVICE == "cpu":  # with so few tokens, the gradient of fused attention takes five times as long as the plain one
     torch.backends.cuda.enable_flash_sdp(False)
 
 
@@ -369,13 +367,18 @@ def language_model(tokenizer: Qwen2Tokenizer) -> tuple[Qwen2VLForConditionalGene
             "eos_token_id": token("<|im_end|>"),
             "pad_token_id": token("<|endoftext|>"),
             "tie_word_embeddings": True,
+            "initializer_range": 0.08,  # the usual 0.02 is for wide layers: narrow ones learn nothing for long
         },
-        vision_config={"depth": 3, "embed_dim": 96, "hidden_size": 128, "num_heads": 3, "patch_size": 8},
+        vision_config={
+            **{"depth": 3, "embed_dim": 96, "hidden_size": 128, "num_heads": 3, "patch_size": 8},
+            "initializer_range": 0.08,
+        },
         image_token_id=token("<|image_pad|>"),
         video_token_id=token("<|video_pad|>"),
         vision_start_token_id=token("<|vision_start|>"),
         vision_end_token_id=token("<|vision_end|>"),
         tie_word_embeddings=True,
+        initializer_range=0.08,
     )
     model = Qwen2VLForConditionalGeneration(config)
     model.generation_config.eos_token_id = token("<|im_end|>")
@@ -393,7 +396,9 @@ def train_qwen_tokenizer(rng: random.Random) -> Qwen2Tokenizer:
     texts = [text for _ in range(4000) for text in rewrite_example(rng, mixed=True)]
     texts += [ASK.format(users.any_question(world.random_scene(rng), rng)) for _ in range(2000)]
     answers = ["yes", "no", "unclear", *world.NUMBER_WORDS, *world.COLORS, *world.BACKGROUNDS, *world.SHAPES]
-    texts += ["\n".join([build_messages("")[0]["content"], QUESTION, DESCRIBE, *answers, "assistant\nsystem\nuser\n"])] * 200
+    texts += [
+        "\n".join([build_messages("")[0]["content"], QUESTION, DESCRIBE, *answers, "assistant\nsystem\nuser\n"])
+    ] * 200
     tokenizer = Qwen2Tokenizer().train_new_from_iterator(texts, 1500, new_special_tokens=specials, show_progress=False)
     tokenizer.eos_token, tokenizer.pad_token = "<|im_end|>", "<|endoftext|>"
     tokenizer.padding_side = "left"
@@ -473,24 +478,21 @@ def train_judge(output: Path, scale: float, seed: int) -> None:
 
 
 def train_policy(output: Path, scale: float, seed: int) -> None:
-    """Train the judge on: to rewrite prompts, first well and without a system message, then with one and with mixed
-    quality; it keeps on answering questions about images."""
+    """Train the judge on: to rewrite prompts, first well and without a system message, which is most of the tokens,
+    then with one and with mixed quality; it keeps on answering questions about images."""
     set_seed(seed)
     rng = random.Random(seed + 1)
     model = Qwen2VLForConditionalGeneration.from_pretrained(output / "judge", dtype=torch.float32).to(DEVICE)
     processor = AutoProcessor.from_pretrained(output / "judge")
-    steps = max(2, int(POLICY_STEPS * scale))
-    done = 0
 
-    def loss() -> torch.Tensor:
-        nonlocal done
-        done += 1
-        mixed = done > 0.85 * steps
+    def loss(mixed: bool) -> torch.Tensor:
         prompts, answers = zip(*(rewrite_example(rng, mixed) for _ in range(64)), strict=True)
         messages = [build_messages(prompt)[0 if mixed else 1 :] for prompt in prompts]
         return answer_loss(model, processor, messages, list(answers)) + picture_loss(model, processor, 15, rng)
 
-    optimize("policy", list(model.parameters()), loss, steps, lr=2e-3)
+    params = list(model.parameters())
+    optimize("rewrites", params, lambda: loss(mixed=False), max(2, int(REWRITE_STEPS * scale)), lr=2e-3)
+    optimize("policy", params, lambda: loss(mixed=True), max(2, int(POLICY_STEPS * scale)), lr=1e-3)
     model.half().save_pretrained(output / "policy")
     processor.save_pretrained(output / "policy")
 
@@ -536,6 +538,8 @@ def measure(output: Path, seed: int, count: int = 500) -> list[tuple[str, float,
         share = sum(right) / len(right)
         results.append((f"questions about them with the right answer: {skill}", share, ">= 95 %", share >= 0.95))
 
+    results += agreement(output, [*drawn, *raw_drawn], [*scenes, *(row["scene"] for row in rows)])
+
     clip = ClipReward(f"local-dir:{output / 'scorer'}")
     right = near_right = 0
     for scene in scenes:
@@ -554,7 +558,8 @@ def measure(output: Path, seed: int, count: int = 500) -> list[tuple[str, float,
     parsed = sum(not answer.malformed for answer in answers) / count
     repeated = enhancer.enhance(prompts[:64], n=8, max_new_tokens=40, temperature=1.0, batch_size=128)
     varied = sum(len({answer.prompt for answer in group}) >= 4 for group in repeated) / len(repeated)
-    answered = sum(ask(policy, processor, *question_example(rng)) for _ in range(count)) / count
+    asked = [example for example in picture_examples(3 * count, rng) if example[1] != DESCRIBE][:count]
+    answered = sum(ask(policy, processor, *example) for example in asked) / count
     return [
         *results,
         ("real pictures whose caption the scorer picks out of 64", right / count, ">= 85 %", right / count >= 0.85),
@@ -567,6 +572,24 @@ def measure(output: Path, seed: int, count: int = 500) -> list[tuple[str, float,
         ("answers of the policy that parse", parsed, ">= 95 %", parsed >= 0.95),
         ("prompts with at least 4 different answers of 8", varied, ">= 95 %", varied >= 0.95),
         ("questions about real pictures that the policy answers right", answered, ">= 90 %", answered >= 0.9),
+    ]
+
+
+def agreement(output: Path, pictures: list[Image.Image], scenes: list[dict]) -> list[tuple]:
+    """Measure how often the judge and the checker agree whether a generated image has the expected answer to a
+    question about its scene, for each skill: each question alone, whatever it needs."""
+    questions = [[{**row, "needs": []} for row in users.questions_of(scene)] for scene in scenes]
+    scores = QuestionsReward(str(output / "judge"), batch_size=100).ask(pictures, [""] * len(pictures), questions)
+    agreed: dict[str, list[bool]] = {}
+    for picture, rows, found in zip(pictures, questions, scores, strict=True):
+        seen = world.read_picture(picture)
+        for row, score in zip(rows, found, strict=True):
+            is_right = world.answer_question(seen, row["question"]) == row["answer"]
+            agreed.setdefault(row["skill"], []).append((score > 0.5) == is_right)
+    shares = {skill: sum(found) / len(found) for skill, found in sorted(agreed.items())}
+    return [
+        (f"questions on which the judge agrees with the checker: {skill}", share, ">= 95 %", share >= 0.95)
+        for skill, share in shares.items()
     ]
 
 
@@ -615,7 +638,8 @@ def write_report(output: Path, seconds: dict[str, float], seed: int) -> None:
 
 Made by `python data/tiny_world/build.py --output data/tiny_world --seed {seed}`; nothing in it comes from elsewhere.
 
-- `policy/`: a `Qwen2VLForConditionalGeneration`, fine-tuned on rewrites of mixed quality.
+- `policy/`: a `Qwen2VLForConditionalGeneration` that sees, fine-tuned on rewrites of mixed quality.
+- `judge/`: the same before it learnt to rewrite: it answers questions about pictures.
 - `generator/`: a `StableDiffusion3Pipeline` without T5 that draws 48x48 pictures and knows one caption style.
 - `scorer/`: an OpenCLIP model that understands that style and users' words, English and Korean.
 - `train.jsonl`, `validation.jsonl`: users' prompts. Each of validation asks for a pair of colour and shape that
@@ -642,13 +666,19 @@ def main() -> None:
     parser.add_argument("--scale", type=float, default=1.0, help="share of the training steps, to try the code out")
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
-    builders = {"prompts": write_prompts, "generator": train_generator, "scorer": train_scorer, "judge": train_judge, "policy": train_policy}
+    builders = {
+        "prompts": write_prompts,
+        "generator": train_generator,
+        "scorer": train_scorer,
+        "judge": train_judge,
+        "policy": train_policy,
+    }
     seconds = {}
     for part in [arguments.only] if arguments.only else PARTS:
         start = time.time()
         builders[part](arguments.output, arguments.scale, arguments.seed)
         seconds[part] = round(time.time() - start)
-    if all((arguments.output / part).exists() for part in ("generator", "scorer", "policy")):
+    if all((arguments.output / part).exists() for part in ("generator", "scorer", "judge", "policy")):
         write_report(arguments.output, seconds, arguments.seed)
 
 

@@ -9,12 +9,12 @@ import world
 
 FLOURISHES = ("highly detailed", "4k", "best quality", "sharp focus", "digital art")
 WRAPPINGS = ('"{}"', "Enhanced prompt: {}", "Sure! Here is the prompt:\n\n{}", "**{}**")
-QUALITIES = {"good": 0.3, "sloppy": 0.5, "wrong": 0.2}
+QUALITIES = {"good": 0.25, "sloppy": 0.6, "wrong": 0.15}
 
 
 def _is_weak(word: str) -> bool:
-    """Return whether the policy tends to copy this word instead of translating it: half of the words, by chance."""
-    return sum(map(ord, word)) % 2 == 0
+    """Return whether the policy tends to copy this word instead of translating it: a fifth of the words, by chance."""
+    return sum(map(ord, word)) % 5 == 0
 
 
 def _sloppy(scene: dict, said: dict, spoken: dict[str, str], rng: random.Random) -> str:
@@ -24,7 +24,7 @@ def _sloppy(scene: dict, said: dict, spoken: dict[str, str], rng: random.Random)
         text = text.split(" on a ")[0]
     names = [name for name, word in spoken.items() if word != name and word.isascii()]
     for name in sorted(names, key=len, reverse=True):  # "left of" before "one"
-        if rng.random() < (0.65 if _is_weak(spoken[name]) else 0.15):
+        if rng.random() < (0.95 if _is_weak(spoken[name]) else 0.15):
             text = re.sub(rf"\b{name}(e?s)?\b", spoken[name], text)
     return text + (f", {rng.choice(FLOURISHES)}" if rng.random() < 0.2 else "")
 

@@ -108,7 +108,7 @@ def test_the_report_in_a_browser(evaluated, browser):
         clipped = "[...document.querySelectorAll('.scroll')].some((table) => table.scrollWidth > table.clientWidth)"
         assert not page.evaluate(clipped)
         assert best > 0 and shown.first.locator("img").count() == 5
-        assert page.evaluate("[...document.images].every((image) => image.naturalWidth === 32)")
+        assert page.evaluate("[...document.images].every((image) => image.naturalWidth === 48)")
         page.get_by_role("button", name="All").click()
         everything = shown.count()
         assert everything == 12 > best

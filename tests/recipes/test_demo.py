@@ -94,7 +94,7 @@ def page(browser, url, request):
 @dataclass
 class Shown:
     texts: list[str]
-    pictures: list[np.ndarray]  # (32, 32, 3), of the user's prompt and of the rewrite
+    pictures: list[np.ndarray]  # (48, 48, 3), of the user's prompt and of the rewrite
     scores: dict[str, list[float]]
     message: str
 
@@ -113,7 +113,7 @@ def what_is_shown(page: Page, seed: int) -> Shown:
         image = page.locator(f"#{side}-picture img")
         large = Image.open(io.BytesIO(httpx.get(image.get_attribute("src")).content)).convert("RGB")
         assert large.size == (512, 512)
-        small = large.resize((32, 32), Image.Resampling.NEAREST)
+        small = large.resize((48, 48), Image.Resampling.NEAREST)
         # Each pixel is a square: the browser must not have to enlarge, and blur, anything.
         assert small.resize((512, 512), Image.Resampling.NEAREST).tobytes() == large.tobytes()
         pictures.append(np.asarray(small, dtype=int))

@@ -24,6 +24,7 @@ from transformers import (
     CLIPProcessor,
 )
 
+import users
 import world
 from support.reward_models import SCORER, write_head
 from support.rewards import load_reward
@@ -80,9 +81,9 @@ def test_clip_is_the_clip_score_of_torchmetrics(transformers_scorer):
     processor = CLIPProcessor.from_pretrained(transformers_scorer)
     clip = load_reward("clip", model_name=f"local-dir:{SCORER}", precision="fp32", **BATCH)
     rng = random.Random(0)
-    scenes = rng.sample(world.all_scenes(), 10)
+    scenes = [world.random_scene(rng) for _ in range(10)]
     images = [world.draw_scene(scene, rng) for scene in scenes]
-    texts = [world.user_prompt(scene, "synonym", rng)[0] for scene in scenes]
+    texts = [users.user_prompt(scene, "plain", rng)[0] for scene in scenes]
     with torch.no_grad():
         seen = model.get_image_features(processor(images=images, return_tensors="pt").pixel_values)
         read = model.get_text_features(*processor(text=texts, padding=True, return_tensors="pt").values())
@@ -311,12 +312,11 @@ def test_the_right_image_is_above_a_wrong_one(name, architectures, transformers_
         settings = {"model_name": transformers_scorer, "processor": transformers_scorer}
     reward = load_reward(name, **settings)
     rng, prompts, right, wrong = random.Random(0), [], [], []
-    scenes = world.all_scenes()
-    for scene in rng.sample(scenes, 100):
-        near = [other for other in scenes if sum(other[key] != scene[key] for key in scene) == 1]
-        prompts.append(world.user_prompt(scene, "synonym", rng)[0])
+    for _ in range(100):
+        scene = world.random_scene(rng)
+        prompts.append(users.user_prompt(scene, "plain", rng)[0])
         right.append(world.draw_scene(scene, rng))
-        wrong.append(world.draw_scene(rng.choice(near), rng))
+        wrong.append(world.draw_scene(world.near_scene(scene, rng), rng))
     scores = zip(reward(right, prompts, prompts), reward(wrong, prompts, prompts), strict=True)
     assert sum(good > bad for good, bad in scores) >= 80
 
