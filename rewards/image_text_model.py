@@ -1,10 +1,11 @@
 """An image-text model that is asked about images: the probabilities of the first token of its answer."""
 
+from collections import defaultdict
 from collections.abc import Sequence
 
 import torch
 from PIL import Image
-from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedTokenizerBase
+from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from brushup.common import default_device
 
@@ -40,6 +41,7 @@ class ImageTextModel:
         dtype = dtype or ("bfloat16" if self.device.startswith("cuda") else "float32")
         model = AutoModelForImageTextToText.from_pretrained(model_name, dtype=dtype)
         self.model = model.to(self.device).eval()
+        self._spelled: dict[str, list[int]] = defaultdict(list)  # the tokens that decode to a word
 
     def tokens(self, word: str) -> list[int]:
         """Return the ids of all tokens that read `word`.
@@ -47,7 +49,7 @@ class ImageTextModel:
         Raises:
             ValueError: there is none, so that the answer's probability can't be read off.
         """
-        tokens = tokens_that_read(word, self.processor.tokenizer)
+        tokens = self.tokens_that_read([word])
         if not tokens:
             raise ValueError(
                 f"reward_kwargs of {self.reward!r}: the tokenizer of {self.model_name} has no single token that reads "
@@ -55,12 +57,19 @@ class ImageTextModel:
             )
         return tokens
 
-    def first_tokens(self, word: str) -> list[int]:
-        """Return the ids of all tokens that read `word`; if there is none, those that it can begin with."""
-        tokenizer = self.processor.tokenizer
+    def tokens_that_read(self, words: Sequence[str]) -> list[int]:
+        """Return the ids of all tokens that decode to one of the words, in any case and with any spaces around it."""
+        if not self._spelled:
+            for token in self.processor.tokenizer.get_vocab().values():
+                self._spelled[self.processor.tokenizer.decode([token]).strip().lower()].append(token)
+        return sorted(token for word in words for token in self._spelled.get(word, ()))
+
+    def first_tokens(self, words: Sequence[str]) -> list[int]:
+        """Return the ids of all tokens that read one of the words; if there is none, of those that begin the first."""
+        tokenizer, word = self.processor.tokenizer, words[0]
         spellings = [spelling for text in (word, word.capitalize()) for spelling in (text, f" {text}")]
         begins = {tokenizer(spelling, add_special_tokens=False).input_ids[0] for spelling in spellings}
-        return tokens_that_read(word, tokenizer) or sorted(begins)
+        return self.tokens_that_read(words) or sorted(begins)
 
     def probabilities(self, images: Sequence[Image.Image], questions: Sequence[tuple[str, Answer]]) -> list[float]:
         """Return the probability of each question's expected answer among the possible ones, 0..1.
@@ -107,9 +116,3 @@ class ImageTextModel:
             synced_gpus=False,  # else under ZeRO-3 it would wait for the other ranks
         )
         return output.logits[0].float()
-
-
-def tokens_that_read(word: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Return the ids of all tokens that decode to `word`, in any case and with any spaces around it."""
-    candidates = [token for text, token in tokenizer.get_vocab().items() if word in text.lower()]
-    return sorted(token for token in candidates if tokenizer.decode([token]).strip().lower() == word)

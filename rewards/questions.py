@@ -66,7 +66,8 @@ class QuestionsReward:
             raise ValueError(f"reward_kwargs of 'questions': average is {average!r}; it must be mean or geometric")
         self.average = average
         self.model = ImageTextModel("questions", model_name, dtype, device, batch_size)
-        self._answers = {"yes": (self.model.tokens("yes"), self.model.tokens("yes") + self.model.tokens("no"))}
+        yes, no = self.model.tokens("yes"), self.model.tokens("no")
+        self._answers = {"yes": (yes, yes + no), "no": (no, yes + no)}
 
     def __call__(
         self,
@@ -104,15 +105,11 @@ class QuestionsReward:
         """Return the tokens of an expected answer, and of all that are possible in its place."""
         expected = expected.strip().lower()
         if expected not in self._answers:
-            closed = [answers for answers in CLOSED_SETS if any(expected in words for words in answers)]
-            words = [words for answers in closed for words in answers if expected in words]
-            tokens = [token for word in (words[0] if words else [expected]) for token in self.model.first_tokens(word)]
-            possible = (
-                [token for words in closed[0] for word in words for token in self.model.first_tokens(word)]
-                if closed
-                else None
-            )
-            self._answers[expected] = tokens, possible and sorted({*tokens, *possible})
+            closed = next((answers for answers in CLOSED_SETS if any(expected in words for words in answers)), [])
+            words = next((words for words in closed if expected in words), [expected])
+            tokens = self.model.first_tokens(words)
+            possible = {token for other in closed for token in self.model.tokens_that_read(other)}
+            self._answers[expected] = tokens, sorted({*tokens, *possible}) if closed else None
         return self._answers[expected]
 
 

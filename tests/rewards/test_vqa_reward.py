@@ -9,7 +9,6 @@ from PIL import Image
 from transformers import AutoProcessor, Qwen2VLForConditionalGeneration
 
 import world
-from brushup.rewards.image_text_model import tokens_that_read
 from support.rewards import load_reward
 
 
@@ -79,9 +78,9 @@ def test_vqa_in_half_precision(judge, images):
 
 
 def test_the_tokens_that_read_yes_and_no(judge):
-    tokenizer = AutoProcessor.from_pretrained(judge).tokenizer
+    model = load_reward("vqa", model_name=judge).model
     for word, texts in (("yes", YES), ("no", NO)):
-        assert tokens_that_read(word, tokenizer) == sorted(map(tokenizer.convert_tokens_to_ids, texts))
+        assert model.tokens(word) == sorted(map(model.processor.tokenizer.convert_tokens_to_ids, texts))
 
 
 def test_a_model_without_such_tokens_is_refused():
