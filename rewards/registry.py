@@ -36,6 +36,7 @@ REWARDS = {
     "compression": "brushup.rewards.compression:CompressionReward",
     "diversity": "brushup.rewards.diversity:Diversity",
     "format": "brushup.rewards.format:format_reward",
+    "geneval": "brushup.rewards.geneval:GenEval",
     "hpsv2": "brushup.rewards.hpsv2:HPSv2",
     "image_quality": "brushup.rewards.image_quality:image_quality",
     "image_reward": "brushup.rewards.image_reward:ImageReward",

@@ -28,7 +28,7 @@ def read_table(source: str, split: str) -> tuple[Dataset, list[str], dict[str, s
         FileNotFoundError: there is no such file.
         ValueError: the file is not UTF-8, or not of its kind.
     """
-    readers = {".jsonl": _read_jsonl, ".json": _read_json, ".csv": _read_csv, ".tsv": _read_csv, ".txt": _read_txt}
+    readers = {".jsonl": read_jsonl, ".json": _read_json, ".csv": read_csv, ".tsv": read_csv, ".txt": read_txt}
     suffix = Path(source).suffix
     if suffix in PROMPT_FILES and not Path(source).is_file():
         raise FileNotFoundError(f"{source}: no such prompt file (the path is relative to {Path.cwd()})")
@@ -68,7 +68,7 @@ def read_text(path: str | Path) -> str:
         ) from error
 
 
-def _read_jsonl(path: str) -> Iterator[tuple[int, dict | str]]:
+def read_jsonl(path: str) -> Iterator[tuple[int, dict | str]]:
     """Yield each line's number, from 1, and its row or the fault in it; empty lines are skipped."""
     for number, line in enumerate(read_text(path).split("\n"), start=1):
         if not line.strip():
@@ -93,14 +93,14 @@ def _read_json(path: str) -> Iterator[tuple[int, dict | str]]:
         yield number, row if isinstance(row, dict) else f"expected a JSON object, found {json.dumps(row)[:60]}"
 
 
-def _read_txt(path: str) -> Iterator[tuple[int, dict]]:
+def read_txt(path: str) -> Iterator[tuple[int, dict]]:
     """Yield each line's number, from 1, and the prompt on it; empty lines are skipped."""
     for number, line in enumerate(read_text(path).splitlines(), start=1):
         if line.strip():
             yield number, {"user_prompt": line.strip()}
 
 
-def _read_csv(path: str) -> Iterator[tuple[int, dict | str]]:
+def read_csv(path: str) -> Iterator[tuple[int, dict | str]]:
     """Yield each row's last line number, and the row or the fault in it; an empty cell is None."""
     csv.field_size_limit(sys.maxsize)  # a cell that is too long for a prompt is refused with its line
     dialect = "excel-tab" if path.endswith(".tsv") else "excel"
