@@ -56,8 +56,9 @@ from brushup.rewards.vqa import QUESTION
 PARTS = ("prompts", "generator", "scorer", "judge", "policy")
 TEXT_LENGTH = 24  # tokens that the generator's text encoders read: a canonical caption has at most 22
 SCORER_TEXT_LENGTH = 64  # the longest user prompts have more
-GENERATOR_BATCH, GENERATOR_STEPS = 32, 10_000
-VISION_STEPS, JUDGE_STEPS, REWRITE_STEPS, POLICY_STEPS = 300, 1800, 2200, 500
+GENERATOR_BATCH, GENERATOR_STEPS = 32, 5000
+VISION_STEPS, DESCRIBE_STEPS, JUDGE_STEPS = 300, 1500, 2000
+REWRITE_STEPS, POLICY_STEPS = 2200, 500
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 if DEVICE == "cpu":  # with so few tokens, the gradient of fused attention takes five times as long as the plain one
     torch.backends.cuda.enable_flash_sdp(False)
@@ -70,10 +71,13 @@ def optimize(
     steps: int,
     lr: float,
     after: Callable[[], None] | None = None,
-):
-    """Minimize the loss by AdamW with a short warm-up and a cosine decay; print it twenty times."""
+    decay_steps: int | None = None,
+) -> None:
+    """Minimize the loss by AdamW with a short warm-up and a cosine decay, which ends after `decay_steps` (default:
+    `steps`); print it twenty times."""
     optimizer = torch.optim.AdamW(params, lr=lr, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps + 1, pct_start=0.05)
+    total = (decay_steps or steps) + 1
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=total, pct_start=0.05)
     start, recent = time.time(), []
     for step in range(1, steps + 1):
         loss = loss_of_batch()
@@ -234,7 +238,8 @@ def train_generator(output: Path, scale: float, seed: int) -> None:
     params = list(modules.parameters())
     average = EMAModel(params, decay=0.998, foreach=True)
     steps = max(2, int(GENERATOR_STEPS * scale))
-    optimize("generator", params, flow_loss, steps, lr=1.5e-3, after=lambda: average.step(params))
+    decay = 2 * steps  # averaged weights need no decay to the end
+    optimize("generator", params, flow_loss, steps, 1.5e-3, after=lambda: average.step(params), decay_steps=decay)
     average.copy_to(params)
     pipeline.to(torch.float16).save_pretrained(output / "generator")
 
@@ -329,15 +334,29 @@ def rewrite_example(rng: random.Random, mixed: bool) -> tuple[str, str]:
     return prompt, rewrites.mixed_rewrite(scene, said, spoken, rng) if mixed else world.caption(scene)
 
 
-def picture_examples(count: int, rng: random.Random) -> list[tuple[Image.Image, str, str]]:
+def description(seen: dict) -> str:
+    """Return a caption of an image as `read_picture` has it: the groups in reading order, without relations."""
+    groups: dict[tuple, dict] = {}
+    for shape in sorted(seen["objects"], key=lambda shape: (shape["y"] // 16, shape["x"])):
+        look = {name: shape[name] for name in world.LOOK}
+        group = groups.setdefault(tuple(look.values()), {**look, "count": 0})
+        group["count"] += 1
+    return world.caption({"objects": list(groups.values()), "relations": [], "background": seen["background"]})
+
+
+def picture_examples(count: int, rng: random.Random, easy: float = 0.0) -> list[tuple[Image.Image, str, str]]:
     """Return images with a question and its answer: one in three asks for a description, one in six whether the image
-    shows a user's prompt, the rest are those of the checker."""
+    shows a user's prompt, the rest are those of the checker.
+
+    Args:
+        easy: the share of the images, 0..1, that have only shapes of one look.
+    """
     examples = []
     while len(examples) < count:
-        scene = world.random_scene(rng)
+        scene = world.random_scene(rng, rng.choice(("single", "count")) if rng.random() < easy else None)
         picture = world.draw_scene(scene, rng)
         seen = world.read_picture(picture)
-        examples.append((picture, DESCRIBE, world.caption(scene)))
+        examples.append((picture, DESCRIBE, description(seen)))
         question = users.any_question(scene, rng)
         examples.append((picture, ASK.format(question), world.answer_question(seen, question)))
         if rng.random() < 0.5:
@@ -412,8 +431,9 @@ def answer_loss(
     messages: list[list[dict]],
     answers: list[str],
     pictures: list[Image.Image] | None = None,
+    by_answer: bool = False,
 ) -> torch.Tensor:
-    """Return the mean cross entropy of the answers' tokens."""
+    """Return the mean cross entropy of the answers' tokens; `by_answer`: a long answer counts no more than a word."""
     tokenizer = processor.tokenizer
     ends = [answer + "<|im_end|>" for answer in answers]
     heads = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
@@ -427,27 +447,44 @@ def answer_loss(
     with torch.autocast(DEVICE, torch.bfloat16):
         hidden = model.model(**inputs).last_hidden_state[:, :-1]
         logits = model.lm_head(hidden[wanted])
-    return F.cross_entropy(logits.float(), labels[:, 1:][wanted])
+    losses = F.cross_entropy(logits.float(), labels[:, 1:][wanted], reduction="none")
+    weights = (1 / wanted.sum(1, keepdim=True)).expand_as(wanted)[wanted] if by_answer else torch.ones_like(losses)
+    return (weights * losses).sum() / weights.sum()
 
 
-def picture_loss(model: Qwen2VLForConditionalGeneration, processor, count: int, rng: random.Random) -> torch.Tensor:
-    """Return the mean cross entropy of the answers to `count` questions about images."""
-    pictures, questions, answers = zip(*picture_examples(count, rng), strict=True)
+def picture_loss(
+    model, processor, count: int, rng: random.Random, easy: float = 0.0, by_answer: bool = True
+) -> torch.Tensor:
+    """Return the mean cross entropy of the answers to `count` questions about images, `easy` as `picture_examples`."""
+    pictures, questions, answers = zip(*picture_examples(count, rng, easy), strict=True)
     content = [[{"type": "image"}, {"type": "text", "text": question}] for question in questions]
     messages = [[{"role": "user", "content": parts}] for parts in content]
-    return answer_loss(model, processor, messages, list(answers), list(pictures))
+    return answer_loss(model, processor, messages, list(answers), list(pictures), by_answer)
+
+
+def word_tokens(tokenizer: Qwen2Tokenizer, word: str) -> list[int]:
+    """Return the tokens of a word at the start of a text, within one, and in the plural."""
+    spellings = (word, f" {word}", f" {world.plural(word)}")
+    tokens = [tokenizer(spelling).input_ids for spelling in spellings]
+    return [first for first, *rest in tokens if not rest]
 
 
 def pretrain_vision(model: Qwen2VLForConditionalGeneration, processor: Qwen2VLProcessor, steps: int, rng) -> None:
-    """Train the vision tower alone, to tell the background, and the shape, colour and size in each of the nine parts
-    of an image: a language model learns to see far slower."""
-    kinds = [list(world.BACKGROUNDS), [None, *world.SHAPES], [None, *world.COLORS], [None, *world.SIZES]]
-    head = torch.nn.Linear(model.config.text_config.hidden_size, sum(map(len, kinds))).to(DEVICE)
+    """Train the vision tower to tell the background, and the shape, colour and size in each of the nine parts of an
+    image, in the words of the language model: the likeliest is the one whose embedding has the largest dot product.
+
+    From answers alone a language model learns to look far slower: here an image's red and the word "red" become alike.
+    """
+    kinds = [list(world.BACKGROUNDS), [*world.SHAPES, None], [*world.COLORS, None], [*world.SIZES, None]]
+    tokens = [[word_tokens(processor.tokenizer, word) for word in names if word] for names in kinds]
+    nothing = torch.nn.Parameter(torch.randn(len(kinds), model.config.text_config.hidden_size, device=DEVICE) * 0.08)
+    embeddings = model.get_input_embeddings().weight
     side = world.PICTURE_SIZE // 3
 
     def loss() -> torch.Tensor:
         pictures = [world.draw_scene(world.random_scene(rng), rng) for _ in range(64)]
         labels = torch.zeros(64, 9, 4, dtype=torch.long)
+        labels[..., 1:] = torch.tensor([len(names) - 1 for names in kinds[1:]])  # nothing there
         for row, picture in enumerate(pictures):
             seen = world.read_picture(picture)
             labels[row, :, 0] = kinds[0].index(seen["background"])
@@ -457,12 +494,16 @@ def pretrain_vision(model: Qwen2VLForConditionalGeneration, processor: Qwen2VLPr
                 labels[row, place, 1:] = torch.tensor(values)
         inputs = processor.image_processor(pictures, return_tensors="pt").to(DEVICE)
         with torch.autocast(DEVICE, torch.bfloat16):
-            seen = model.model.visual(inputs["pixel_values"], grid_thw=inputs["image_grid_thw"]).pooler_output
-        guesses = head(seen.float()).split([len(names) for names in kinds], -1)
-        labels = labels.to(DEVICE).flatten(0, 1).unbind(-1)
-        return sum(F.cross_entropy(guess, label) for guess, label in zip(guesses, labels, strict=True))
+            seen = model.model.visual(inputs["pixel_values"], grid_thw=inputs["image_grid_thw"]).pooler_output.float()
+        total = torch.zeros((), device=DEVICE)
+        for kind, label in enumerate(labels.to(DEVICE).flatten(0, 1).unbind(-1)):
+            words = [embeddings[spellings].mean(0) for spellings in tokens[kind]]
+            words += [nothing[kind]] if kind else []  # every part has a background
+            total = total + F.cross_entropy(seen @ torch.stack(words).T, label)
+        return total
 
-    optimize("vision", [*model.model.visual.parameters(), *head.parameters()], loss, steps, lr=2e-3)
+    params = [*model.model.visual.parameters(), embeddings, nothing]
+    optimize("vision", params, loss, steps, lr=2e-3)
 
 
 def train_judge(output: Path, scale: float, seed: int) -> None:
@@ -470,20 +511,30 @@ def train_judge(output: Path, scale: float, seed: int) -> None:
     set_seed(seed)
     rng = random.Random(seed)
     model, processor = language_model(train_qwen_tokenizer(rng))
+    params = list(model.parameters())
     pretrain_vision(model, processor, max(2, int(VISION_STEPS * scale)), rng)
-    steps, params = max(2, int(JUDGE_STEPS * scale)), list(model.parameters())
+    steps = max(2, int(DESCRIBE_STEPS * scale))
+    easy = iter(max(0.0, 1 - 2.5 * step / steps) for step in range(steps))  # shapes of one look first
+
+    def describing_loss() -> torch.Tensor:
+        return picture_loss(model, processor, 63, rng, next(easy), by_answer=False)
+
+    optimize("describing", params, describing_loss, steps, lr=1.5e-3)
+    for folder in (output / "policy", output / "judge"):  # the policy learns on from here
+        model.save_pretrained(folder)
+        processor.save_pretrained(folder)
+    steps = max(2, int(JUDGE_STEPS * scale))
     optimize("judge", params, lambda: picture_loss(model, processor, 63, rng), steps, lr=1.5e-3)
     model.half().save_pretrained(output / "judge")
-    processor.save_pretrained(output / "judge")
 
 
 def train_policy(output: Path, scale: float, seed: int) -> None:
-    """Train the judge on: to rewrite prompts, first well and without a system message, which is most of the tokens,
-    then with one and with mixed quality; it keeps on answering questions about images."""
+    """Train the model that describes images to rewrite prompts, too: first well and without a system message, which
+    is most of the tokens, then with one and with mixed quality; it keeps on answering questions about images."""
     set_seed(seed)
     rng = random.Random(seed + 1)
-    model = Qwen2VLForConditionalGeneration.from_pretrained(output / "judge", dtype=torch.float32).to(DEVICE)
-    processor = AutoProcessor.from_pretrained(output / "judge")
+    model = Qwen2VLForConditionalGeneration.from_pretrained(output / "policy", dtype=torch.float32).to(DEVICE)
+    processor = AutoProcessor.from_pretrained(output / "policy")
 
     def loss(mixed: bool) -> torch.Tensor:
         prompts, answers = zip(*(rewrite_example(rng, mixed) for _ in range(64)), strict=True)

@@ -73,6 +73,8 @@ def read_caption(text: str) -> dict | None:
         count, size, color, shape = phrase.groups()
         objects.append({"shape": shape, "color": color, "size": size, "count": world.COUNTS[count]})
         body = body[phrase.end() :]
+    if relations and len(relations) < len(objects) - 1:  # some are of the first group, some are not
+        return None
     scene = {"objects": objects, "relations": relations, "background": whole[2]}
     return scene if world.caption(scene) == text else None
 

@@ -38,7 +38,12 @@ def test_a_score_is_the_probability_of_the_answer_among_the_possible_ones(images
     processor = AutoProcessor.from_pretrained(JUDGE)
     model = Qwen2VLForConditionalGeneration.from_pretrained(JUDGE, dtype=torch.float32).eval()
     numbers = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
-    possible = {"yes": ["yes", "no"], "Two ": numbers, "white": [*world.COLORS, "gray", "pink", "brown"], "circle": None}
+    possible = {
+        "yes": ["yes", "no"],
+        "Two ": numbers,
+        "white": [*world.COLORS, "gray", "pink", "brown"],
+        "circle": None,
+    }
     questions = ask_about(
         ("Is there a red circle?", "yes", "object"),
         ("How many squares are there?", "Two ", "count"),
@@ -80,7 +85,9 @@ def test_a_prompt_without_questions_is_judged_as_by_vqa(images):
     prompts = ["a big red circle on a white background", "two blue squares"]
     mixed = [ask_about(("Is there a red circle?", "yes", "object")), None]
     scores = load_reward("questions", model_name=JUDGE)(images[:2], prompts, prompts, mixed)
-    assert scores[1] == {"score": pytest.approx(load_reward("vqa", model_name=JUDGE)(images[1:2], prompts[1:], [""])[0])}
+    assert scores[1] == {
+        "score": pytest.approx(load_reward("vqa", model_name=JUDGE)(images[1:2], prompts[1:], [""])[0])
+    }
 
 
 def test_the_tiny_judge_agrees_with_the_pixels(scenes, images):
