@@ -4,11 +4,14 @@ After training, with the YAML file of the run, about 45 seconds on two CPU cores
 
     python recipes/evaluate.py --config recipes/tiny_cpu.yaml
 
-The arms are `original` (the user's prompt), `static` (the same with what people add by hand), `untrained` (the policy
-before training) and `trained`: what lies in the run's `output_dir`, or `--adapter A B`, adapters or models, compared
-with each other too. `--validation_prompts` takes other prompts, `--validation_images_per_prompt 4` more seeds a
-prompt, `--eval_reward_funcs keyword_retention` rewards that the policy was not trained on, `--worker http://...` a
-service. On several GPUs: `accelerate launch` with the same arguments.
+The arms are `original` (the user's prompt), `static` (the same with what people add by hand), `repeat` (the same until
+it is as long as the trained rewrite), `untrained` (the policy before training), `trained`: what lies in the run's
+`output_dir`, or `--adapter A B`, adapters or models, compared with each other too; and `oracle trained` (the better of
+`original` and `trained`). docs/results.md says more.
+
+`--validation_prompts` takes other prompts, `--validation_images_per_prompt 4` more seeds a prompt,
+`--eval_reward_funcs keyword_retention` rewards that the policy was not trained on, `--worker http://...` a service. On
+several GPUs: `accelerate launch` with the same arguments.
 
 It leaves in `output_dir`: `results.json` (see docs/results.md), and `report.html`, one file to open in a browser or to
 send to somebody.
@@ -22,7 +25,7 @@ if __name__ == "__main__":  # before the imports below, which take ten seconds
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +36,7 @@ from accelerate.utils import gather_object
 from brushup.common import cpu_only
 from brushup.config import PromptConfig, RenderConfig
 from brushup.console import progress, quiet_libraries, say, serve_command
-from brushup.evaluation.arm import STATIC_SUFFIX, Arm
+from brushup.evaluation.arm import STATIC_SUFFIX, Arm, repeat_to_length
 from brushup.evaluation.report import short_report, write_report
 from brushup.evaluation.results import Results
 from brushup.evaluation.reward_hacking import held_out_signs
@@ -47,7 +50,7 @@ from brushup.rewards.combine import Objective
 from brushup.rewards.registry import RewardSpec, check_image_count, load_text_rewards, parse_rewards
 
 
-UNTRAINED_ARMS = ("original", "static", "untrained")
+OTHER_ARMS = ("original", "static", "repeat", "untrained")  # than those of the trained policies
 
 
 def main(prompts: PromptConfig, render: RenderConfig, args: EvaluationConfig) -> None:
@@ -74,13 +77,14 @@ def main(prompts: PromptConfig, render: RenderConfig, args: EvaluationConfig) ->
     say(f"{len(rows):,} prompts, {args.validation_images_per_prompt} image(s) each, rendered by {worker}\n")
     arms: dict[str, Arm] = {}
     costs: dict[str, dict[str, float]] = {}
-    for name in (*UNTRAINED_ARMS[:2], *policies):
-        began, before = time.time(), worker.images_drawn
-        arms[name] = render_arm(name, policies.get(name), validation, args)
+    began, before = time.time(), worker.images_drawn
+    for name, arm in ways_of_prompting(policies, validation, args):
         images, seconds = sum(gather_object([worker.images_drawn - before])), round(time.time() - began, 1)
-        costs[name] = {"seconds": seconds, "images_drawn": images}
-        reward = validation.summary(arms[name])["reward"]
+        arms[name], costs[name] = arm, {"seconds": seconds, "images_drawn": images}
+        reward = validation.summary(arm)["reward"]
         say(f"{name:<20} reward {reward:.3f}  {images:>6,} images rendered  {seconds:>6.1f} s")
+        began, before = time.time(), worker.images_drawn
+    arms = {name: arms.pop(name) for name in OTHER_ARMS} | arms
 
     # Report
     if PartialState().is_main_process:
@@ -109,28 +113,37 @@ def parse_all_rewards(args: EvaluationConfig) -> list[RewardSpec]:
 def name_policies(policies: Sequence[str]) -> dict[str, str]:
     """Return the trained policies by name: `trained`, or their folders' names if they are several and differ."""
     names = [Path(policy).name for policy in policies] if len(policies) > 1 else ["trained"]
-    if len({*UNTRAINED_ARMS, *names}) < len(UNTRAINED_ARMS) + len(names):
+    if len({*OTHER_ARMS, *names}) < len(OTHER_ARMS) + len(names):
         names = policies
     return dict(zip(names, policies, strict=True))
 
 
-def render_arm(name: str, policy: str | None, validation: Validation, args: EvaluationConfig) -> Arm:
-    """Return the arm of the policy's rewrites; without a policy, that of the user prompts, or of the suffix.
+def ways_of_prompting(
+    policies: dict[str, str], validation: Validation, args: EvaluationConfig
+) -> Iterator[tuple[str, Arm]]:
+    """Yield each arm and its name, rendered when it is the arm's turn.
 
     Args:
-        name: of the arm.
-        policy: a Hub id or folder; None for `original` and `static`.
+        policies: Hub ids or folders by name, `untrained` first.
         validation: renders and scores.
-        args: how the policy is asked, as in the run.
+        args: how the policies are asked, as in the run.
     """
-    if policy:
+    user_prompts = [row["user_prompt"] for row in validation.share]
+    yield "original", validation.original
+    yield "static", validation.render([user_prompt + STATIC_SUFFIX for user_prompt in user_prompts])
+    trained: dict[str, Arm] = {}
+    for name, policy in policies.items():
         with progress(f"loading {policy}"):
             enhancer = PromptEnhancer.from_pretrained(policy, device=str(PartialState().device), dtype=args.dtype)
             enhancer.ask_as(args)
-        return validation.render_rewrites(validation.rewrite(enhancer))
-    if name == "original":
-        return validation.original
-    return validation.render([row["user_prompt"] + STATIC_SUFFIX for row in validation.share])
+        arm = validation.render_rewrites(validation.rewrite(enhancer))
+        yield name, arm
+        if name != "untrained":
+            trained[name] = arm
+    repeated = repeat_to_length(validation.original, list(trained.values()))
+    yield "repeat", validation.render([repeated[index] for index in validation.indices])
+    for name, arm in trained.items():
+        yield f"oracle {name}", validation.original.with_better(arm, range(len(validation.rows)))
 
 
 def compare_arms(
@@ -152,6 +165,7 @@ def compare_arms(
     results = Results.compare(
         arms,
         validation.measures,
+        trained,
         validation=before.validation,
         images_drawn=sum(cost["images_drawn"] for cost in costs.values()),
         reward_hacking=before.reward_hacking | {"held_out": signs},

@@ -57,6 +57,20 @@ class Arm:
         columns = [name.name for name in fields(self) if name.name != "errors"]
         return Arm(**{name: [vars(self)[name][index] for index in indices] for name in columns})
 
+    def with_better(self, other: "Arm", indices: Sequence[int]) -> "Arm":
+        """Return the arm with the other's items in place of its own at the indices where the other's total is higher.
+
+        Args:
+            other: an arm over the prompts at these indices.
+            indices: of prompts of this arm.
+        """
+        chosen = list(range(len(self.totals)))
+        for place, index in enumerate(indices):
+            before, after = self.totals[index], other.totals[place]
+            if after is not None and (before is None or after > before):
+                chosen[index] = len(self.totals) + place
+        return Arm.joined([self, other]).select(chosen)
+
     def scores(self, name: str) -> list[float | None]:
         """Return one reward of each prompt."""
         return [None if row is None else row[name] for row in self.rewards]
@@ -69,6 +83,26 @@ class Arm:
     def mean_checker_accuracy(self) -> float | None:
         """Return the share of images that the checker accepts; None without a checker."""
         return mean(self.checker_accuracy)
+
+
+def repeat_to_length(original: Arm, rewritten: Sequence[Arm]) -> list[str]:
+    """Return each user prompt, repeated until it is as long as the longest of its rewrites: length without content.
+
+    Repetitions are whole, joined by ", "; there is at least one. Lengths are those of the generator's first tokenizer,
+    or in words where it did not read one of the prompts. Special tokens count with each prompt, but a repetition has a
+    comma in their place, so the two nearly cancel out.
+
+    Args:
+        original: the arm of the user prompts.
+        rewritten: arms of rewrites of them.
+    """
+    repeated = []
+    for index, user_prompt in enumerate(original.user_prompts):
+        tokens = [next(iter(arm.tokens[index].values()), 0) for arm in (original, *rewritten)]
+        words = [len(arm.prompts[index].split()) for arm in (original, *rewritten)]
+        length, *targets = tokens if all(tokens) else words
+        repeated.append(", ".join([user_prompt] * max(1, *(-(-target // length) for target in targets))))
+    return repeated
 
 
 def evaluate_prompts(

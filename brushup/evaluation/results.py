@@ -44,9 +44,11 @@ class Results:
     evaluation: dict[str, Any] | None = None
 
     @classmethod
-    def compare(cls, arms: dict[str, Arm], measures: Measures, **others: Any) -> "Results":
-        """Return the comparison of the arms, the first of which is `original`; `others` are the other attributes."""
-        return cls(**compare(arms, measures), **others)
+    def compare(
+        cls, arms: dict[str, Arm], measures: Measures, trained: Sequence[str] = ("trained",), **others: Any
+    ) -> "Results":
+        """Return the function `compare`'s comparison of the arms; `others` are the other attributes."""
+        return cls(**compare(arms, measures, trained), **others)
 
     @classmethod
     def load(cls, folder: Path) -> "Results":

@@ -41,6 +41,7 @@ class Validation:
 
     Attributes:
         share: the rows of this rank.
+        indices: of these rows among all.
         measures: the measures that arms are judged by.
         max_new_tokens: that a completion may have.
         batch_size: completions written at once.
@@ -73,6 +74,7 @@ class Validation:
         size = -(-len(rows) // state.num_processes)
         start = state.process_index * size
         self.share = rows[start : start + size]
+        self.indices = range(start, start + len(self.share))
         # Padded to equal length: with sharded weights all ranks must call generate equally often.
         self._padded_share = self.share + rows[:1] * (size - len(self.share))
 

@@ -49,19 +49,31 @@ def evaluated(tmp_path_factory):
 
 def test_arms_and_what_is_said_of_them(evaluated):
     results = Results.load(evaluated[0] / "out")
-    assert list(results.arms) == ["original", "static", "untrained", "left", "right"]
+    assert list(results.arms) == [
+        "original",
+        "static",
+        "repeat",
+        "untrained",
+        "left",
+        "right",
+        "oracle left",
+        "oracle right",
+    ]
     for arm in results.arms.values():
         assert set(arm["rewards"]) == {"clip", "keyword_retention"} and arm["n"] == 12
         assert arm["reward"] == arm["rewards"]["clip"]  # the other one is only looked at
-        assert 0 <= arm["success_rate"] <= 1 and 0 <= arm["checker_accuracy"] <= 1 and arm["seconds"] > 0
+        assert 0 <= arm["success_rate"] <= 1 and 0 <= arm["checker_accuracy"] <= 1 and arm["seconds"] >= 0
         assert set(arm["by_difficulty"]) <= {"easy", "medium", "hard"}
         assert sum(group["n"] for group in arm["by_category"].values()) == 12
     original, static = results.arms["original"], results.arms["static"]
     assert original["rewards"]["keyword_retention"] == static["rewards"]["keyword_retention"] == 1.0
     assert original["images_drawn"] == static["images_drawn"] == 24
+    oracle = results.arms["oracle left"]
+    assert oracle["images_drawn"] == 0 and oracle["harmed"] == 0.0
+    assert oracle["reward"] >= max(original["reward"], results.arms["left"]["reward"])
     assert results.images_drawn == sum(arm["images_drawn"] for arm in results.arms.values())
     assert static["tokens"]["clip"]["mean"] > original["tokens"]["clip"]["mean"]
-    assert {"left - original", "right - left", "untrained - static"} <= set(results.differences)
+    assert {"left - original", "left - repeat", "right - left", "untrained - original"} <= set(results.differences)
     for gains in results.differences.values():
         assert gains["clip"]["ci95"][0] <= gains["clip"]["mean"] <= gains["clip"]["ci95"][1]
     untrained = results.differences["untrained - original"]["clip"]["mean"]
