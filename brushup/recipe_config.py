@@ -35,6 +35,12 @@ class EvaluationConfig(AskingConfig, ScoringConfig):
     max_completion_length: int = setting("Tokens that an answer may have.", default=256)
     per_device_eval_batch_size: int = setting("Answers written at once.", default=8)
     ddp_timeout: int = setting("Seconds that ranks wait for each other.", default=1800)
+    best_of: int = setting(
+        "Rewrites of each policy and prompt, the likeliest and sampled ones, of which the one with the highest reward "
+        "makes an arm of its own; 0: no such arm.",
+        default=8,
+    )
+    temperature: float = setting("Of that sampling, as in training.", default=1.0)
 
     def __post_init__(self):
         check_settings(self, *REWARD_SETTINGS, *ASKING_SETTINGS)

@@ -6,7 +6,8 @@ After training, with the YAML file of the run, about 45 seconds on two CPU cores
 
 The arms are `original` (the user's prompt), `static` (the same with what people add by hand), `repeat` (the same until
 it is as long as the trained rewrite), `untrained` (the policy before training), `trained`: what lies in the run's
-`output_dir`, or `--adapter A B`, adapters or models, compared with each other too; and `oracle trained` (the better of
+`output_dir`, or `--adapter A B`, adapters or models, compared with each other too; `best_of_8 untrained` and
+`best_of_8 trained` (of `--best_of 8` rewrites the one with the highest reward); and `oracle trained` (the better of
 `original` and `trained`). docs/results.md says more.
 
 `--validation_prompts` takes other prompts, `--validation_images_per_prompt 4` more seeds a prompt,
@@ -138,6 +139,9 @@ def ways_of_prompting(
             enhancer.ask_as(args)
         arm = validation.render_rewrites(validation.rewrite(enhancer))
         yield name, arm
+        if args.best_of > 1:
+            samples = validation.rewrite(enhancer, n=args.best_of - 1, temperature=args.temperature)
+            yield f"best_of_{args.best_of} {name}", validation.best_of(arm, samples)
         if name != "untrained":
             trained[name] = arm
     repeated = repeat_to_length(validation.original, list(trained.values()))
@@ -172,7 +176,8 @@ def compare_arms(
         settings=before.settings,
     )
     for name, cost in costs.items():
-        results.arms[name] |= cost
+        is_chosen = name not in (*OTHER_ARMS, *trained)
+        results.arms[name] |= cost | {"chosen_by_reward": is_chosen}
     return results
 
 
@@ -194,6 +199,8 @@ def evaluation_settings(
         "images_per_prompt": args.validation_images_per_prompt,
         "seed": args.seed,
         "success_threshold": args.success_threshold,
+        "best_of": args.best_of,
+        "temperature": args.temperature,
         **render.image_settings(),
     }
 

@@ -177,6 +177,11 @@ def compare(arms: dict[str, Arm], measures: Measures, trained: Sequence[str] = (
     return results
 
 
+def shown_name(name: str, summary: dict) -> str:
+    """Return the arm's name, marked if its images were chosen by the training reward, which flatters them."""
+    return f"{name} †" if summary.get("chosen_by_reward") else name
+
+
 def results_table(arms: dict[str, dict]) -> str:
     """Return a Markdown table: a row for each arm, a column for each reward, for the checker, if there is one, and for
     the shares of prompts that the arm harms; results of earlier versions do not know these."""
@@ -186,5 +191,7 @@ def results_table(arms: dict[str, dict]) -> str:
     lines = [["prompts", *rewards, *shown, "n"]]
     for name, summary in arms.items():
         figures = [f"{summary['rewards'][reward]:.3f}" for reward in rewards]
-        lines.append([name, *figures, *(percent(summary.get(share)) for share in shown), str(summary["n"])])
+        lines.append(
+            [shown_name(name, summary), *figures, *(percent(summary.get(share)) for share in shown), str(summary["n"])]
+        )
     return markdown_table(lines)

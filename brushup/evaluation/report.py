@@ -15,7 +15,7 @@ from PIL import Image
 
 from brushup.common import percent
 from brushup.evaluation.arm import Arm
-from brushup.evaluation.compare import results_table
+from brushup.evaluation.compare import results_table, shown_name
 from brushup.evaluation.results import Results
 from brushup.evaluation.reward_hacking import distinct_signs
 
@@ -117,7 +117,7 @@ def arms_table(results: Results) -> list[list[str]]:
         "n": lambda arm: str(arm["n"]),
         "images rendered": lambda arm: f"{arm['images_drawn']:,}",
     }
-    rows = [[name, *(figure(arm) for figure in columns.values())] for name, arm in arms.items()]
+    rows = [[shown_name(name, arm), *(figure(arm) for figure in columns.values())] for name, arm in arms.items()]
     return [["prompts", *columns], *rows]
 
 

@@ -41,7 +41,7 @@ def evaluated(tmp_path_factory):
             *EVALUATE,
             *("--adapter", str(folder / "left"), str(folder / "right"), "--output_dir", str(folder / "out")),
             *("--validation_prompts", few_prompts(folder, 12), "--validation_images_per_prompt", "2"),
-            *("--eval_reward_funcs", "keyword_retention"),
+            *("--eval_reward_funcs", "keyword_retention", "--best_of", "2"),
         ]
     )
     return folder, done.stdout
@@ -50,14 +50,8 @@ def evaluated(tmp_path_factory):
 def test_arms_and_what_is_said_of_them(evaluated):
     results = Results.load(evaluated[0] / "out")
     assert list(results.arms) == [
-        "original",
-        "static",
-        "repeat",
-        "untrained",
-        "left",
-        "right",
-        "oracle left",
-        "oracle right",
+        *("original", "static", "repeat", "untrained", "best_of_2 untrained"),
+        *("left", "best_of_2 left", "right", "best_of_2 right", "oracle left", "oracle right"),
     ]
     for arm in results.arms.values():
         assert set(arm["rewards"]) == {"clip", "keyword_retention"} and arm["n"] == 12
@@ -68,6 +62,11 @@ def test_arms_and_what_is_said_of_them(evaluated):
     original, static = results.arms["original"], results.arms["static"]
     assert original["rewards"]["keyword_retention"] == static["rewards"]["keyword_retention"] == 1.0
     assert original["images_drawn"] == static["images_drawn"] == 24
+    for policy in ("untrained", "left", "right"):
+        best = results.arms[f"best_of_2 {policy}"]
+        assert best["reward"] >= results.arms[policy]["reward"] and best["images_drawn"] <= 24
+    chosen = [name for name, arm in results.arms.items() if arm["chosen_by_reward"]]
+    assert chosen == [name for name in results.arms if name.startswith(("best_of_2 ", "oracle "))]
     oracle = results.arms["oracle left"]
     assert oracle["images_drawn"] == 0 and oracle["harmed"] == 0.0
     assert oracle["reward"] >= max(original["reward"], results.arms["left"]["reward"])
@@ -94,7 +93,7 @@ def test_what_training_left_stays(evaluated):
 def test_the_terminal_and_the_page(evaluated):
     folder, printed = evaluated
     for name, arm in Results.load(folder / "out").arms.items():
-        assert re.search(rf"^\| {name} +\| {arm['rewards']['clip']:.3f} ", printed, re.MULTILINE)
+        assert re.search(rf"^\| {name}( †)? +\| {arm['rewards']['clip']:.3f} ", printed, re.MULTILINE)
     assert "left - original: " in printed
     page = (folder / "out" / "report.html").read_text()
     assert not re.findall(r"(?:src|href)=\"?(?!data:)[^ \"]+", page) and "http" not in page.replace("http-equiv", "")
