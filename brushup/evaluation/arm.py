@@ -33,6 +33,7 @@ class Arm:
         malformed: whether the user's prompt replaces a malformed completion.
         prompt_share: the share of the policy's answer, 0..1, that is the prompt; 1 if no policy wrote it.
         errors: of the machine and of the rewards.
+        answers: of the policy, with the prompt in it; None where no policy wrote the prompt.
         totals: of the rewards (see `Objective.totals_by_prompt`), once `Validation` knows those of the user prompts.
     """
 
@@ -45,6 +46,7 @@ class Arm:
     malformed: list[bool]
     prompt_share: list[float]
     errors: list[str] = field(default_factory=list)
+    answers: list[str | None] = field(default_factory=list)
     totals: list[float | None] = field(default_factory=list)
 
     @classmethod
@@ -54,8 +56,8 @@ class Arm:
 
     def select(self, indices: Sequence[int]) -> "Arm":
         """Return the arm over the prompts at these indices."""
-        columns = [name.name for name in fields(self) if name.name != "errors"]
-        return Arm(**{name: [vars(self)[name][index] for index in indices] for name in columns})
+        columns = {name: values for name, values in vars(self).items() if name != "errors"}
+        return Arm(**{n: [values[index] for index in indices] if values else [] for n, values in columns.items()})
 
     def with_better(self, other: "Arm", indices: Sequence[int]) -> "Arm":
         """Return the arm with the other's items in place of its own at the indices where the other's total is higher.
@@ -138,13 +140,14 @@ def evaluate_prompts(
         for prompt, row in zip(prompts, rows, strict=True)
         for image_seed in paired_seeds(seed, "validation", row["user_prompt"], images_per_prompt)
     ]
+    answers = list(answers or [None] * len(rows))
     before = worker.images_drawn
     try:
         with progress("rendering", len(set(jobs)), lambda: worker.images_drawn - before):
             results = worker.submit(jobs, return_images=True).result() if jobs else []
         by_row = [results[start : start + images_per_prompt] for start in range(0, len(results), images_per_prompt)]
         tokens = [row_results[0].tokens for row_results in by_row]
-        scores = text_scores(text_rewards, prompts, rows, tokens, answers or [None] * len(rows))
+        scores = text_scores(text_rewards, prompts, rows, tokens, answers)
         accuracy = [_accuracy(row_results, row, checker) for row_results, row in zip(by_row, rows, strict=True)]
         errors = [reward.error for reward in text_rewards.values() if reward.error and rows]  # of this call
     except Exception as error:
@@ -162,8 +165,12 @@ def evaluate_prompts(
         checker_accuracy=accuracy,
         tokens=[row_results[0].tokens for row_results in by_row],
         malformed=list(malformed or [False] * len(rows)),
-        prompt_share=list(map(kept_share, answers, prompts)) if answers else [1.0] * len(rows),
+        prompt_share=[
+            1.0 if answer is None else kept_share(answer, prompt)
+            for answer, prompt in zip(answers, prompts, strict=True)
+        ],
         errors=[result.error for row_results in by_row for result in row_results if result.error] + errors,
+        answers=answers,
     )
 
 

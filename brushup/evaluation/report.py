@@ -6,6 +6,7 @@ import math
 import random
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,15 +40,17 @@ def write_report(folder: Path, results: Results, arms: dict[str, Arm], rows: Seq
         loader=jinja2.PackageLoader("brushup.evaluation", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {"number": _number}
-    gains = shown_differences(results)
+    gains, transferred = shown_differences(results), transferred_results(results)
     lines = -(-len(arms) // FIGURES_A_LINE)
     page = environment.get_template("report.html.jinja").render(
         results=results.for_others(),
-        verdicts=[(name, *verdict(gain)) for name, gain in gains.items()],
+        verdicts=verdicts(results),
         warnings=distinct_signs(results.reward_hacking),
         arms_table=arms_table(results),
         group_tables={f"By {name}": group_table(results, name) for name in ("category", "difficulty")},
         lengths_table=lengths_table(results),
+        transfer_table=arms_table(transferred) if transferred else None,
+        transfer_verdicts=verdicts(transferred) if transferred else None,
         chart=interval_chart(gains),
         examples=examples(arms, rows, judged=results.trained_policies[0]),
         figures_a_line=-(-len(arms) // lines),  # so that none stands alone
@@ -57,12 +60,27 @@ def write_report(folder: Path, results: Results, arms: dict[str, Arm], rows: Seq
 
 def short_report(results: Results) -> str:
     """Return the table of the arms, the verdicts and the signs of reward hacking, for the terminal."""
-    lines = [results_table(results.arms), ""]
-    for name, gain in shown_differences(results).items():
-        judgement, figures = verdict(gain)
-        lines.append(f"{name}: {judgement}" + (f", {figures}" if figures else ""))
+    lines = [results_table(results.arms), "", *_verdict_lines(results)]
+    if transferred := transferred_results(results):
+        lines += ["", f"The same prompts, rendered by {results.transfer['generator']}:", ""]
+        lines += [results_table(transferred.arms), "", *_verdict_lines(transferred)]
     lines += [f"reward hacking? {sign}" for sign in distinct_signs(results.reward_hacking)]
     return "\n".join(lines)
+
+
+def _verdict_lines(results: Results) -> list[str]:
+    return [": ".join((name, ", ".join(filter(None, verdict)))) for name, *verdict in verdicts(results)]
+
+
+def transferred_results(results: Results) -> Results | None:
+    """Return the results with the figures of the other generator in place of the first one's; None without any."""
+    found = results.transfer
+    return found and replace(results, arms=found["arms"], differences=found["differences"], transfer=None)
+
+
+def verdicts(results: Results) -> list[tuple[str, str, str]]:
+    """Return "A - B", the judgement and the figures of each difference that is shown."""
+    return [(name, *verdict(gain)) for name, gain in shown_differences(results).items()]
 
 
 def shown_differences(results: Results) -> dict[str, dict[str, Any]]:
@@ -115,8 +133,9 @@ def arms_table(results: Results) -> list[list[str]]:
         "malformed": lambda arm: percent(arm["malformed"]),
         "failed": lambda arm: percent(arm["failed"]),
         "n": lambda arm: str(arm["n"]),
-        "images rendered": lambda arm: f"{arm['images_drawn']:,}",
     }
+    if "images_drawn" in arms["original"]:
+        columns["images rendered"] = lambda arm: f"{arm['images_drawn']:,}"
     rows = [[shown_name(name, arm), *(figure(arm) for figure in columns.values())] for name, arm in arms.items()]
     return [["prompts", *columns], *rows]
 

@@ -132,6 +132,11 @@ class Validation:
         """Return the arm over all rows; the enhancements are of this rank's share."""
         return self.render(**_as_prompts(enhancements))
 
+    def render_again(self, arm: Arm) -> Arm:
+        """Return an arm over all rows of the same prompts as another validation's arm."""
+        share = arm.select(self.indices)
+        return self.render(share.prompts, malformed=share.malformed, answers=share.answers)
+
     def best_of(self, likeliest: Arm, samples: Sequence[Enhancement]) -> Arm:
         """Return the arm of the rewrites with the highest totals, of each prompt's likeliest and its sampled ones.
 
