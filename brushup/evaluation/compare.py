@@ -117,12 +117,14 @@ class Measures:
         """Return the paired differences after - before, per reward, with 95 % intervals.
 
         Returns:
-            A `paired_difference` for each reward, and for `reward`, the total, unless the total is the only reward;
-            and the `win_rate` by the total.
+            A `paired_difference` for each reward, for `reward`, the total, unless the total is the only reward, and
+            for `checker_accuracy`, if there is a checker; and the `win_rate` by the total.
         """
         gains = {name: paired_difference(after.scores(name), before.scores(name)) for name in self.weights}
         if len(self.weights) > 1 or after.totals != after.scores(next(iter(self.weights))):
             gains["reward"] = paired_difference(after.totals, before.totals)
+        if mean(after.checker_accuracy) is not None:
+            gains["checker_accuracy"] = paired_difference(after.checker_accuracy, before.checker_accuracy)
         return gains | {"win_rate": win_rate(after.totals, before.totals)}
 
 

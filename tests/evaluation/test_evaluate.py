@@ -133,6 +133,8 @@ def test_the_terminal_and_the_page(evaluated):
     for name, arm in Results.load(folder / "out").arms.items():
         assert re.search(rf"^\| {name}( †)? +\| {arm['rewards']['clip']:.3f} ", printed, re.MULTILINE)
     assert "left - original: " in printed
+    headlines = re.findall(r"^(left|right) .* the user's prompt: reward .*", printed, re.MULTILINE)
+    assert headlines == ["left", "right"] and printed.count("Against the best of 2 untrained rewrites") == 2
     page = (folder / "out" / "report.html").read_text()
     assert not re.findall(r"(?:src|href)=\"?(?!data:)[^ \"]+", page) and "http" not in page.replace("http-equiv", "")
 
@@ -152,11 +154,11 @@ def test_the_report_in_a_browser(evaluated, browser):
         best = shown.count()
         lines = [image.bounding_box()["y"] for image in shown.first.locator("img").all()]
         assert sorted(map(lines.count, set(lines))) == (
-            [5] if width == 1280 else [1, 2, 2]
-        )  # of five, none alone below
+            [4, 5] if width == 1280 else [1, 2, 2, 2, 2]
+        )  # of nine, none alone below; an oracle has none of its own
         clipped = "[...document.querySelectorAll('.scroll')].some((table) => table.scrollWidth > table.clientWidth)"
         assert not page.evaluate(clipped)
-        assert best > 0 and shown.first.locator("img").count() == 5
+        assert best > 0 and shown.first.locator("img").count() == 9
         assert page.evaluate("[...document.images].every((image) => image.naturalWidth === 32)")
         page.get_by_role("button", name="All").click()
         everything = shown.count()
