@@ -14,6 +14,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 RANGES = {  # of numbers, as mathematicians write intervals; lists of numbers: of each
     # Brushup
+    "best_of": "[0, inf)",
     "gpu_memory_fraction": "(0, 1]",
     "images_per_prompt": "[1, inf)",
     "log_images_steps": "[0, inf)",

@@ -35,9 +35,35 @@ class EvaluationConfig(AskingConfig, ScoringConfig):
     max_completion_length: int = setting("Tokens that an answer may have.", default=256)
     per_device_eval_batch_size: int = setting("Answers written at once.", default=8)
     ddp_timeout: int = setting("Seconds that ranks wait for each other.", default=1800)
+    best_of: int = setting(
+        "Rewrites of each policy and prompt, the likeliest and sampled ones, of which the one with the highest reward "
+        "makes an arm of its own; 0: no such arm.",
+        default=8,
+    )
+    temperature: float = setting("Of that sampling, as in training.", default=1.0)
+    transfer_generator: str | None = setting(
+        "Another generator, Hub id or folder, that renders the same prompts once more: does it help there, too? With "
+        "`worker: local` only.",
+        default=None,
+    )
+    transfer_init_kwargs: dict[str, Any] | str | None = setting(
+        "The other generator's `generator_init_kwargs`.", default=None
+    )
+    transfer_render_kwargs: dict[str, Any] | str | None = setting(
+        "The other generator's `render_kwargs`.", default=None
+    )
+
+    keep_images: bool = setting("Keep all images, lossless, in output_dir/evaluation_images.", default=False)
+    images_from: str | None = setting(
+        "A folder of such images, to score them again, with other `eval_reward_funcs` for instance: no generator is "
+        "loaded.",
+        default=None,
+    )
 
     def __post_init__(self):
-        check_settings(self, *REWARD_SETTINGS, *ASKING_SETTINGS)
+        check_settings(self, *REWARD_SETTINGS, *ASKING_SETTINGS, "transfer_init_kwargs", "transfer_render_kwargs")
+        if self.keep_images and self.images_from:
+            raise ValueError("keep_images: the images of images_from are kept already; leave one of the two out")
 
 
 @dataclass

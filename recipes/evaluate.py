@@ -1,14 +1,20 @@
 """Compares ways of prompting on held-out prompts, from the same seeds, and writes a report to look at.
 
-After training, with the YAML file of the run, about 45 seconds on two CPU cores:
+After training, with the YAML file of the run, about two minutes on two CPU cores:
 
     python recipes/evaluate.py --config recipes/tiny_cpu.yaml
 
-The arms are `original` (the user's prompt), `static` (the same with what people add by hand), `untrained` (the policy
-before training) and `trained`: what lies in the run's `output_dir`, or `--adapter A B`, adapters or models, compared
-with each other too. `--validation_prompts` takes other prompts, `--validation_images_per_prompt 4` more seeds a
-prompt, `--eval_reward_funcs keyword_retention` rewards that the policy was not trained on, `--worker http://...` a
-service. On several GPUs: `accelerate launch` with the same arguments.
+The arms are `original` (the user's prompt), `static` (the same with what people add by hand), `repeat` (the same until
+it is as long as the trained rewrite), `untrained` (the policy before training), `trained`: what lies in the run's
+`output_dir`, or `--adapter A B`, adapters or models, compared with each other too; `best_of_8 untrained` and
+`best_of_8 trained` (of `--best_of 8` rewrites the one with the highest reward); and `oracle trained` (the better of
+`original` and `trained`). docs/results.md says more.
+
+`--validation_prompts` takes other prompts, `--validation_images_per_prompt 4` more seeds a prompt,
+`--eval_reward_funcs keyword_retention` rewards that the policy was not trained on, `--worker http://...` a service.
+`--transfer_generator stabilityai/sdxl-turbo` renders the same prompts with another generator, too.
+`--keep_images true` keeps all images in `output_dir/evaluation_images`, and `--images_from` that folder scores them
+again without a generator. On several GPUs: `accelerate launch` with the same arguments.
 
 It leaves in `output_dir`: `results.json` (see docs/results.md), and `report.html`, one file to open in a browser or to
 send to somebody.
@@ -21,8 +27,9 @@ if __name__ == "__main__":  # before the imports below, which take ten seconds
     answer_at_once(__doc__, "PromptConfig", "RenderConfig", "EvaluationConfig")
 
 import dataclasses
+import gc
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +40,8 @@ from accelerate.utils import gather_object
 from brushup.common import cpu_only
 from brushup.config import PromptConfig, RenderConfig
 from brushup.console import progress, quiet_libraries, say, serve_command
-from brushup.evaluation.arm import STATIC_SUFFIX, Arm
+from brushup.evaluation.arm import STATIC_SUFFIX, Arm, repeat_to_length
+from brushup.evaluation.compare import compare
 from brushup.evaluation.report import short_report, write_report
 from brushup.evaluation.results import Results
 from brushup.evaluation.reward_hacking import held_out_signs
@@ -42,12 +50,15 @@ from brushup.policy.enhancer import PromptEnhancer
 from brushup.policy.load import load_processor
 from brushup.prompts.dataset import load_prompts
 from brushup.recipe_config import EvaluationConfig
+from brushup.render.job import Worker
+from brushup.render.kept_images import KeepingWorker, load_kept_images
 from brushup.render.service.launch import get_worker
+from brushup.render.worker import load_worker
 from brushup.rewards.combine import Objective
-from brushup.rewards.registry import RewardSpec, check_image_count, load_text_rewards, parse_rewards
+from brushup.rewards.registry import RewardSpec, TextReward, check_image_count, load_text_rewards, parse_rewards
 
 
-UNTRAINED_ARMS = ("original", "static", "untrained")
+OTHER_ARMS = ("original", "static", "repeat", "untrained")  # than those of the trained policies
 
 
 def main(prompts: PromptConfig, render: RenderConfig, args: EvaluationConfig) -> None:
@@ -57,43 +68,58 @@ def main(prompts: PromptConfig, render: RenderConfig, args: EvaluationConfig) ->
     # Prompts and rewards are checked before any model is loaded.
     rows = list(load_prompts(prompts.validation_prompts, "validation", prompts.prompt_column, prompts.skip_bad_rows))
     rewards = parse_all_rewards(args)
+    if args.transfer_generator and render.worker != "local":
+        raise ValueError(
+            f"transfer_generator: {args.transfer_generator} needs worker: local, which loads it after the first "
+            f"generator; a service (worker: {render.worker}) keeps the generator that it was started with"
+        )
     check_image_count(rewards, validation_images_per_prompt=args.validation_images_per_prompt)
     policies = {"untrained": args.model_name_or_path} | name_policies(args.adapter or [args.output_dir])
     for policy in policies.values():
         load_processor(policy)  # one that is not there shows now, and not after hours
 
     # Worker: renders and scores, in this process or in a service
+    output = Path(args.output_dir)
     with progress("loading the generator and the rewards"):
-        worker = get_worker(render, rewards, Path(args.output_dir), args.ddp_timeout, serve_command())
+        if args.images_from:
+            worker = load_kept_images(Path(args.images_from), render, rewards)
+        else:
+            worker = get_worker(render, rewards, output, args.ddp_timeout, serve_command())
+    if args.keep_images:
+        worker = KeepingWorker(worker, output / "evaluation_images", render)
+    text_rewards = load_text_rewards(rewards, render.worker_timeout)
     objective = Objective.from_specs(rewards)
-    validation = Validation(
-        rows, worker, load_text_rewards(rewards, render.worker_timeout), objective, args, images_kept=len(rows)
-    )
+    validation = Validation(rows, worker, text_rewards, objective, args, images_kept=len(rows))
 
     # Arms
     say(f"{len(rows):,} prompts, {args.validation_images_per_prompt} image(s) each, rendered by {worker}\n")
-    arms: dict[str, Arm] = {}
-    costs: dict[str, dict[str, float]] = {}
-    for name in (*UNTRAINED_ARMS[:2], *policies):
-        began, before = time.time(), worker.images_drawn
-        arms[name] = render_arm(name, policies.get(name), validation, args)
-        images, seconds = sum(gather_object([worker.images_drawn - before])), round(time.time() - began, 1)
-        costs[name] = {"seconds": seconds, "images_drawn": images}
-        reward = validation.summary(arms[name])["reward"]
-        say(f"{name:<20} reward {reward:.3f}  {images:>6,} images rendered  {seconds:>6.1f} s")
-
-    # Report
+    arms, costs = render_arms(policies, validation, worker, args)
+    trained = [name for name in policies if name != "untrained"]
+    results = Results({})
     if PartialState().is_main_process:
-        output = Path(args.output_dir)
-        trained = [name for name in policies if name != "untrained"]
         with progress("comparing"):
             results = compare_arms(arms, costs, validation, trained, output)
-        results.seconds = round(time.time() - start, 1)
         results.evaluation = evaluation_settings(prompts, render, args, rewards, policies)
-        output.mkdir(parents=True, exist_ok=True)
-        results.save(output)
-        write_report(output, results, arms, rows)
+        if args.transfer_generator:  # which may fail
+            save(output, results, arms, rows, start)
+
+    # Another generator, once the first one has left its memory
+    if args.transfer_generator:
+        del worker, validation
+        gc.collect()
+        torch.cuda.empty_cache()
+        results.transfer = transfer(arms, trained, rows, render, rewards, text_rewards, args)
+    if PartialState().is_main_process:
+        save(output, results, arms, rows, start)
         say(f"\n{short_report(results)}\n\nsaved to {output}/report.html")
+
+
+def save(output: Path, results: Results, arms: dict[str, Arm], rows: Sequence[dict], start: float) -> None:
+    """Write results.json and report.html into the folder; `start` is when the evaluation began, in seconds."""
+    results.seconds = round(time.time() - start, 1)
+    output.mkdir(parents=True, exist_ok=True)
+    results.save(output)
+    write_report(output, results, arms, rows)
 
 
 def parse_all_rewards(args: EvaluationConfig) -> list[RewardSpec]:
@@ -109,28 +135,100 @@ def parse_all_rewards(args: EvaluationConfig) -> list[RewardSpec]:
 def name_policies(policies: Sequence[str]) -> dict[str, str]:
     """Return the trained policies by name: `trained`, or their folders' names if they are several and differ."""
     names = [Path(policy).name for policy in policies] if len(policies) > 1 else ["trained"]
-    if len({*UNTRAINED_ARMS, *names}) < len(UNTRAINED_ARMS) + len(names):
+    if len({*OTHER_ARMS, *names}) < len(OTHER_ARMS) + len(names):
         names = policies
     return dict(zip(names, policies, strict=True))
 
 
-def render_arm(name: str, policy: str | None, validation: Validation, args: EvaluationConfig) -> Arm:
-    """Return the arm of the policy's rewrites; without a policy, that of the user prompts, or of the suffix.
+def render_arms(
+    policies: dict[str, str], validation: Validation, worker: Worker, args: EvaluationConfig
+) -> tuple[dict[str, Arm], dict[str, dict[str, float]]]:
+    """Return the arms, and the `seconds` and `images_drawn` of each, by name; say the mean reward of each meanwhile.
 
     Args:
-        name: of the arm.
-        policy: a Hub id or folder; None for `original` and `static`.
-        validation: renders and scores.
-        args: how the policy is asked, as in the run.
+        policies, validation, args: as for `ways_of_prompting`.
+        worker: that renders for the validation.
     """
-    if policy:
+    arms: dict[str, Arm] = {}
+    costs: dict[str, dict[str, float]] = {}
+    began, before = time.time(), worker.images_drawn
+    for name, arm in ways_of_prompting(policies, validation, args):
+        images, seconds = sum(gather_object([worker.images_drawn - before])), round(time.time() - began, 1)
+        arms[name], costs[name] = arm, {"seconds": seconds, "images_drawn": images}
+        reward = validation.summary(arm)["reward"]
+        say(f"{name:<20} reward {reward:.3f}  {images:>6,} images rendered  {seconds:>6.1f} s")
+        if args.keep_images:
+            worker.file_under(name)
+        began, before = time.time(), worker.images_drawn
+    return {name: arms.pop(name) for name in OTHER_ARMS} | arms, costs
+
+
+def ways_of_prompting(
+    policies: dict[str, str], validation: Validation, args: EvaluationConfig
+) -> Iterator[tuple[str, Arm]]:
+    """Yield each arm and its name, rendered when it is the arm's turn.
+
+    Args:
+        policies: Hub ids or folders by name, `untrained` first.
+        validation: renders and scores.
+        args: how the policies are asked, as in the run.
+    """
+    user_prompts = [row["user_prompt"] for row in validation.share]
+    yield "original", validation.original
+    yield "static", validation.render([user_prompt + STATIC_SUFFIX for user_prompt in user_prompts])
+    trained: dict[str, Arm] = {}
+    for name, policy in policies.items():
         with progress(f"loading {policy}"):
             enhancer = PromptEnhancer.from_pretrained(policy, device=str(PartialState().device), dtype=args.dtype)
             enhancer.ask_as(args)
-        return validation.render_rewrites(validation.rewrite(enhancer))
-    if name == "original":
-        return validation.original
-    return validation.render([row["user_prompt"] + STATIC_SUFFIX for row in validation.share])
+        arm = validation.render_rewrites(validation.rewrite(enhancer))
+        yield name, arm
+        if args.best_of > 1:
+            samples = validation.rewrite(enhancer, n=args.best_of - 1, temperature=args.temperature)
+            yield f"best_of_{args.best_of} {name}", validation.best_of(arm, samples)
+        if name != "untrained":
+            trained[name] = arm
+    repeated = repeat_to_length(validation.original, list(trained.values()))
+    yield "repeat", validation.render([repeated[index] for index in validation.indices])
+    for name, arm in trained.items():
+        yield f"oracle {name}", validation.original.with_better(arm, range(len(validation.rows)))
+
+
+def transfer(
+    arms: dict[str, Arm],
+    trained: list[str],
+    rows: list[dict],
+    render: RenderConfig,
+    rewards: Sequence[RewardSpec],
+    text_rewards: dict[str, TextReward],
+    args: EvaluationConfig,
+) -> dict[str, Any]:
+    """Return the comparison of the same prompts, rendered by `transfer_generator`, as results.json has it.
+
+    Args:
+        arms: of the first generator, by name; the oracles, which have no prompts of their own, are left out.
+        trained: the names of the trained policies.
+        rows: the held-out prompts.
+        render: the settings of the first generator; those of the device and the memory are kept.
+        rewards, text_rewards, args: as for the first generator.
+    """
+    began = time.time()
+    other = {"generator": args.transfer_generator, "generator_init_kwargs": args.transfer_init_kwargs}
+    other |= {"render_kwargs": args.transfer_render_kwargs}
+    other |= dict.fromkeys(("eval_render_kwargs", "scheduler", "scheduler_kwargs", "generator_lora"))
+    with progress(f"loading {args.transfer_generator}"):
+        worker = load_worker(dataclasses.replace(render, **other), rewards)
+    say(f"\nthe same prompts, rendered by {worker}")
+    validation = Validation(rows, worker, text_rewards, Objective.from_specs(rewards), args, images_kept=0)
+    again = {"original": validation.original}
+    for name in arms:
+        if name != "original" and not name.startswith("oracle "):
+            again[name] = validation.render_again(arms[name])
+    images = sum(gather_object([worker.images_drawn]))
+    figures = compare(again, validation.measures, trained) if PartialState().is_main_process else {}
+    kept = {name: figures[name] for name in ("arms", "differences") if name in figures}
+    cost = {"seconds": round(time.time() - began, 1), "images_drawn": images}
+    return {"generator": args.transfer_generator, **cost, **kept}
 
 
 def compare_arms(
@@ -152,13 +250,15 @@ def compare_arms(
     results = Results.compare(
         arms,
         validation.measures,
+        trained,
         validation=before.validation,
         images_drawn=sum(cost["images_drawn"] for cost in costs.values()),
         reward_hacking=before.reward_hacking | {"held_out": signs},
         settings=before.settings,
     )
     for name, cost in costs.items():
-        results.arms[name] |= cost
+        is_chosen = name not in (*OTHER_ARMS, *trained)
+        results.arms[name] |= cost | {"chosen_by_reward": is_chosen}
     return results
 
 
@@ -180,6 +280,11 @@ def evaluation_settings(
         "images_per_prompt": args.validation_images_per_prompt,
         "seed": args.seed,
         "success_threshold": args.success_threshold,
+        "best_of": args.best_of,
+        "temperature": args.temperature,
+        "transfer_generator": args.transfer_generator,
+        "transfer_init_kwargs": args.transfer_init_kwargs,
+        "transfer_render_kwargs": args.transfer_render_kwargs,
         **render.image_settings(),
     }
 

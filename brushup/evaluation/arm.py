@@ -34,6 +34,7 @@ class Arm:
         malformed: whether the user's prompt replaces a malformed completion.
         prompt_share: the share of the policy's answer, 0..1, that is the prompt; 1 if no policy wrote it.
         errors: of the machine and of the rewards.
+        answers: of the policy, with the prompt in it; None where no policy wrote the prompt.
         totals: of the rewards (see `Objective.totals_by_prompt`), once `Validation` knows those of the user prompts.
     """
 
@@ -46,6 +47,7 @@ class Arm:
     malformed: list[bool]
     prompt_share: list[float]
     errors: list[str] = field(default_factory=list)
+    answers: list[str | None] = field(default_factory=list)
     totals: list[float | None] = field(default_factory=list)
 
     @classmethod
@@ -55,8 +57,22 @@ class Arm:
 
     def select(self, indices: Sequence[int]) -> "Arm":
         """Return the arm over the prompts at these indices."""
-        columns = [name.name for name in fields(self) if name.name != "errors"]
-        return Arm(**{name: [vars(self)[name][index] for index in indices] for name in columns})
+        columns = {name: values for name, values in vars(self).items() if name != "errors"}
+        return Arm(**{n: [values[index] for index in indices] if values else [] for n, values in columns.items()})
+
+    def with_better(self, other: "Arm", indices: Sequence[int]) -> "Arm":
+        """Return the arm with the other's items in place of its own at the indices where the other's total is higher.
+
+        Args:
+            other: an arm over the prompts at these indices.
+            indices: of prompts of this arm.
+        """
+        chosen = list(range(len(self.totals)))
+        for place, index in enumerate(indices):
+            before, after = self.totals[index], other.totals[place]
+            if after is not None and (before is None or after > before):
+                chosen[index] = len(self.totals) + place
+        return Arm.joined([self, other]).select(chosen)
 
     def scores(self, name: str) -> list[float | None]:
         """Return one reward of each prompt."""
@@ -79,6 +95,26 @@ class Arm:
     def mean_checker_accuracy(self) -> float | None:
         """Return the share of images that the checker accepts; None without a checker."""
         return mean(self.checker_accuracy)
+
+
+def repeat_to_length(original: Arm, rewritten: Sequence[Arm]) -> list[str]:
+    """Return each user prompt, repeated until it is as long as the longest of its rewrites: length without content.
+
+    Repetitions are whole, joined by ", "; there is at least one. Lengths are those of the generator's first tokenizer,
+    or in words where it did not read one of the prompts. Special tokens count with each prompt, but a repetition has a
+    comma in their place, so the two nearly cancel out.
+
+    Args:
+        original: the arm of the user prompts.
+        rewritten: arms of rewrites of them.
+    """
+    repeated = []
+    for index, user_prompt in enumerate(original.user_prompts):
+        tokens = [next(iter(arm.tokens[index].values()), 0) for arm in (original, *rewritten)]
+        words = [len(arm.prompts[index].split()) for arm in (original, *rewritten)]
+        length, *targets = tokens if all(tokens) else words
+        repeated.append(", ".join([user_prompt] * max(1, *(-(-target // length) for target in targets))))
+    return repeated
 
 
 def evaluate_prompts(
@@ -114,13 +150,14 @@ def evaluate_prompts(
         for prompt, row in zip(prompts, rows, strict=True)
         for image_seed in paired_seeds(seed, "validation", row["user_prompt"], images_per_prompt)
     ]
+    answers = list(answers or [None] * len(rows))
     before = worker.images_drawn
     try:
         with progress("rendering", len(set(jobs)), lambda: worker.images_drawn - before):
             results = worker.submit(jobs, return_images=True).result() if jobs else []
         by_row = [results[start : start + images_per_prompt] for start in range(0, len(results), images_per_prompt)]
         tokens = [row_results[0].tokens for row_results in by_row]
-        scores = text_scores(text_rewards, prompts, rows, tokens, answers or [None] * len(rows))
+        scores = text_scores(text_rewards, prompts, rows, tokens, answers)
         accuracy = [_accuracy(row_results, row, checker) for row_results, row in zip(by_row, rows, strict=True)]
         errors = [reward.error for reward in text_rewards.values() if reward.error and rows]  # of this call
     except Exception as error:
@@ -138,8 +175,12 @@ def evaluate_prompts(
         checker_accuracy=accuracy,
         tokens=[row_results[0].tokens for row_results in by_row],
         malformed=list(malformed or [False] * len(rows)),
-        prompt_share=list(map(kept_share, answers, prompts)) if answers else [1.0] * len(rows),
+        prompt_share=[
+            1.0 if answer is None else kept_share(answer, prompt)
+            for answer, prompt in zip(answers, prompts, strict=True)
+        ],
         errors=[result.error for row_results in by_row for result in row_results if result.error] + errors,
+        answers=answers,
     )
 
 

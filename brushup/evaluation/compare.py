@@ -119,23 +119,41 @@ class Measures:
         """Return the paired differences after - before, per reward, with 95 % intervals.
 
         Returns:
-            A `paired_difference` for each reward, and for `reward`, the total, unless the total is the only reward;
-            and the `win_rate` by the total.
+            A `paired_difference` for each reward, for `reward`, the total, unless the total is the only reward, and
+            for `checker_accuracy`, if there is a checker; and the `win_rate` by the total.
         """
         gains = {name: paired_difference(after.scores(name), before.scores(name)) for name in self.weights}
         if len(self.weights) > 1 or after.totals != after.scores(next(iter(self.weights))):
             gains["reward"] = paired_difference(after.totals, before.totals)
+        if mean(after.checker_accuracy) is not None:
+            gains["checker_accuracy"] = paired_difference(after.checker_accuracy, before.checker_accuracy)
         return gains | {"win_rate": win_rate(after.totals, before.totals)}
 
 
-def compare(arms: dict[str, Arm], measures: Measures) -> dict[str, Any]:
+def pairs(names: Sequence[str], trained: Sequence[str]) -> list[tuple[str, str]]:
+    """Return the arms to compare, (after, before), by name: each trained policy with each other arm, once, and each
+    arm with `original`."""
+    return [
+        (after, before)
+        for after in names
+        for before in names
+        if (before == "original" != after)
+        or (after in trained and before != after and before not in trained[trained.index(after) :])
+    ]
+
+
+def compare(arms: dict[str, Arm], measures: Measures, trained: Sequence[str] = ("trained",)) -> dict[str, Any]:
     """Return the comparison of the arms, the first of which is `original`.
+
+    Args:
+        arms: by name.
+        measures: that they are judged by.
+        trained: the names of the trained policies among them.
 
     Returns:
         `arms`: `Measures.summary` of each, with `by_category` and `by_difficulty`; `differences`:
-        `Measures.differences` between each arm and each arm before it ("trained - original"), with `by_category` and
-        `by_difficulty` (each a `paired_difference` of the total); and, if both arms are there,
-        `trained_minus_untrained` and its `win_rate`.
+        `Measures.differences` of the `pairs` ("trained - original"), with `by_category` and `by_difficulty` (each a
+        `paired_difference` of the total); and, if both arms are there, `trained_minus_untrained` and its `win_rate`.
     """
     groups = {f"by_{column}": measures.groups(column) for column in ("category", "difficulty")}
     results: dict[str, Any] = {"arms": {}, "differences": {}}
@@ -147,19 +165,25 @@ def compare(arms: dict[str, Arm], measures: Measures) -> dict[str, Any]:
             }
             for by, values in groups.items()
         }
-        for earlier in list(results["arms"])[:-1]:
-            results["differences"][f"{name} - {earlier}"] = measures.differences(arm, arms[earlier]) | {
-                by: {
-                    value: paired_difference(arm.select(indices).totals, arms[earlier].select(indices).totals)
-                    for value, indices in values.items()
-                }
-                for by, values in groups.items()
+    for name, other in pairs(list(arms), trained):
+        after, before = arms[name], arms[other]
+        results["differences"][f"{name} - {other}"] = measures.differences(after, before) | {
+            by: {
+                value: paired_difference(after.select(indices).totals, before.select(indices).totals)
+                for value, indices in values.items()
             }
+            for by, values in groups.items()
+        }
     if {"trained", "untrained"} <= set(arms):
         gains = measures.differences(arms["trained"], arms["untrained"])
         results["win_rate"] = gains.pop("win_rate")
         results["trained_minus_untrained"] = gains
     return results
+
+
+def shown_name(name: str, summary: dict) -> str:
+    """Return the arm's name, marked if its images were chosen by the training reward, which flatters them."""
+    return f"{name} †" if summary.get("chosen_by_reward") else name
 
 
 def results_table(arms: dict[str, dict]) -> str:
@@ -171,5 +195,7 @@ def results_table(arms: dict[str, dict]) -> str:
     lines = [["prompts", *rewards, *shown, "n"]]
     for name, summary in arms.items():
         figures = [f"{summary['rewards'][reward]:.3f}" for reward in rewards]
-        lines.append([name, *figures, *(percent(summary.get(share)) for share in shown), str(summary["n"])])
+        lines.append(
+            [shown_name(name, summary), *figures, *(percent(summary.get(share)) for share in shown), str(summary["n"])]
+        )
     return markdown_table(lines)

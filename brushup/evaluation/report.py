@@ -6,6 +6,7 @@ import math
 import random
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,18 @@ from PIL import Image
 
 from brushup.common import percent
 from brushup.evaluation.arm import Arm
-from brushup.evaluation.compare import results_table
+from brushup.evaluation.compare import results_table, shown_name
 from brushup.evaluation.results import Results
 from brushup.evaluation.reward_hacking import distinct_signs
+from brushup.evaluation.verdicts import (
+    MARK,
+    has_mark,
+    headline,
+    marked_differences,
+    shown_differences,
+    total_gain,
+    verdict,
+)
 
 
 EXAMPLES_OF_A_KIND = 2  # of each category; without categories three times as many
@@ -39,15 +49,20 @@ def write_report(folder: Path, results: Results, arms: dict[str, Arm], rows: Seq
         loader=jinja2.PackageLoader("brushup.evaluation", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {"number": _number}
-    gains = shown_differences(results)
+    gains, transferred = marked_differences(results), transferred_results(results)
+    arms = {name: arm for name, arm in arms.items() if not name.startswith("oracle ")}  # no images of its own
     lines = -(-len(arms) // FIGURES_A_LINE)
     page = environment.get_template("report.html.jinja").render(
         results=results.for_others(),
-        verdicts=[(name, *verdict(gain)) for name, gain in gains.items()],
+        headlines=headlines(results),
+        verdicts=verdicts(results),
+        mark=MARK if has_mark(results) else "",
         warnings=distinct_signs(results.reward_hacking),
         arms_table=arms_table(results),
         group_tables={f"By {name}": group_table(results, name) for name in ("category", "difficulty")},
         lengths_table=lengths_table(results),
+        transfer_table=arms_table(transferred) if transferred else None,
+        transfer_verdicts=verdicts(transferred) if transferred else None,
         chart=interval_chart(gains),
         examples=examples(arms, rows, judged=results.trained_policies[0]),
         figures_a_line=-(-len(arms) // lines),  # so that none stands alone
@@ -56,35 +71,34 @@ def write_report(folder: Path, results: Results, arms: dict[str, Arm], rows: Seq
 
 
 def short_report(results: Results) -> str:
-    """Return the table of the arms, the verdicts and the signs of reward hacking, for the terminal."""
-    lines = [results_table(results.arms), ""]
-    for name, gain in shown_differences(results).items():
-        judgement, figures = verdict(gain)
-        lines.append(f"{name}: {judgement}" + (f", {figures}" if figures else ""))
+    """Return the headlines, the table of the arms, the verdicts and the signs of reward hacking, for the terminal."""
+    mark = ["", MARK] if has_mark(results) else []
+    lines = [*headlines(results), "", results_table(results.arms), *mark, "", *_verdict_lines(results)]
+    if transferred := transferred_results(results):
+        lines += ["", f"The same prompts, rendered by {results.transfer['generator']}:", ""]
+        lines += [results_table(transferred.arms), "", *_verdict_lines(transferred)]
     lines += [f"reward hacking? {sign}" for sign in distinct_signs(results.reward_hacking)]
-    return "\n".join(lines)
+    return "\n".join(lines).strip()
 
 
-def shown_differences(results: Results) -> dict[str, dict[str, Any]]:
-    """Return the differences between each trained policy and each arm before it, by "A - B"."""
-    policies = results.trained_policies
-    return {name: gain for name, gain in results.differences.items() if name.split(" - ")[0] in policies}
+def _verdict_lines(results: Results) -> list[str]:
+    return [": ".join((name, ", ".join(filter(None, verdict)))) for name, *verdict in verdicts(results)]
 
 
-def total_gain(gain: dict[str, Any]) -> dict[str, Any]:
-    """Return the paired difference in the total; with a single reward it is that of the reward."""
-    return gain["reward"] if "reward" in gain else next(iter(gain.values()))
+def transferred_results(results: Results) -> Results | None:
+    """Return the results with the figures of the other generator in place of the first one's; None without any."""
+    found = results.transfer
+    return found and replace(results, arms=found["arms"], differences=found["differences"], transfer=None)
 
 
-def verdict(gain: dict[str, Any]) -> tuple[str, str]:
-    """Return what a difference shows, in words, and the figures behind it."""
-    total = total_gain(gain)
-    if total["ci95"] is None:
-        return "fewer than two prompts to compare", ""
-    low, high = total["ci95"]
-    judgement = "better" if low > 0 else "worse" if high < 0 else "no difference shown"
-    interval = f"95 % interval {low:+.3f} to {high:+.3f}"
-    return judgement, f"reward {total['mean']:+.3f} ({interval}), wins on {percent(gain['win_rate'])} of the prompts"
+def verdicts(results: Results) -> list[tuple[str, str, str]]:
+    """Return "A - B", the judgement and the figures of each difference that is shown."""
+    return [(name, *verdict(gain)) for name, gain in marked_differences(results).items()]
+
+
+def headlines(results: Results) -> list[str]:
+    """Return the headline of each trained policy."""
+    return [text for name in results.trained_policies if (text := headline(results, name))]
 
 
 def _number(value: float | None, signed: bool = False) -> str:
@@ -115,16 +129,19 @@ def arms_table(results: Results) -> list[list[str]]:
         "malformed": lambda arm: percent(arm["malformed"]),
         "failed": lambda arm: percent(arm["failed"]),
         "n": lambda arm: str(arm["n"]),
-        "images rendered": lambda arm: f"{arm['images_drawn']:,}",
     }
-    rows = [[name, *(figure(arm) for figure in columns.values())] for name, arm in arms.items()]
+    if "images_drawn" in arms["original"]:
+        columns["images rendered"] = lambda arm: f"{arm['images_drawn']:,}"
+    rows = [[shown_name(name, arm), *(figure(arm) for figure in columns.values())] for name, arm in arms.items()]
     return [["prompts", *columns], *rows]
 
 
 def group_table(results: Results, column: str) -> list[list[str]]:
-    """Return the total reward of each arm by the prompts' value of the column, and what the trained policies gain over
-    the user's prompt and over the untrained policy; the first row is the header, and alone without that column."""
-    groups = {name: arm[f"by_{column}"] for name, arm in results.arms.items()}
+    """Return the total reward of each arm, if that did not choose its images, by the prompts' value of the column, and
+    what the trained policies gain over the user's prompt and over the untrained policy; the first row is the header,
+    and alone without that column."""
+    arms = {name: arm for name, arm in results.arms.items() if not arm.get("chosen_by_reward")}
+    groups = {name: arm[f"by_{column}"] for name, arm in arms.items()}
     gains = {
         name: gain[f"by_{column}"]
         for name, gain in shown_differences(results).items()

@@ -29,6 +29,8 @@ class Results:
         images_drawn: images rendered, of all ranks.
         reward_hacking: sentences about what got worse while the reward rose, in `training` and on `held_out` prompts.
         settings: of the training run, as `run_settings` returns them; None without one.
+        transfer: `arms` and `differences` of the same prompts, rendered by another `generator`; with its `seconds` and
+            `images_drawn`; None if there was no other.
         evaluation: the settings of recipes/evaluate.py; None if it did not run.
     """
 
@@ -41,12 +43,15 @@ class Results:
     images_drawn: int = 0
     reward_hacking: dict[str, list[str]] = field(default_factory=dict)
     settings: dict[str, Any] | None = None
+    transfer: dict[str, Any] | None = None
     evaluation: dict[str, Any] | None = None
 
     @classmethod
-    def compare(cls, arms: dict[str, Arm], measures: Measures, **others: Any) -> "Results":
-        """Return the comparison of the arms, the first of which is `original`; `others` are the other attributes."""
-        return cls(**compare(arms, measures), **others)
+    def compare(
+        cls, arms: dict[str, Arm], measures: Measures, trained: Sequence[str] = ("trained",), **others: Any
+    ) -> "Results":
+        """Return the function `compare`'s comparison of the arms; `others` are the other attributes."""
+        return cls(**compare(arms, measures, trained), **others)
 
     @classmethod
     def load(cls, folder: Path) -> "Results":

@@ -41,6 +41,7 @@ class Validation:
 
     Attributes:
         share: the rows of this rank.
+        indices: of these rows among all.
         measures: the measures that arms are judged by.
         max_new_tokens: that a completion may have.
         batch_size: completions written at once.
@@ -73,6 +74,7 @@ class Validation:
         size = -(-len(rows) // state.num_processes)
         start = state.process_index * size
         self.share = rows[start : start + size]
+        self.indices = range(start, start + len(self.share))
         # Padded to equal length: with sharded weights all ranks must call generate equally often.
         self._padded_share = self.share + rows[:1] * (size - len(self.share))
 
@@ -83,18 +85,18 @@ class Validation:
         arm.totals = self.objective.totals_by_prompt(arm.rewards, arm.rewards)
         return arm
 
-    def rewrite(self, enhancer: PromptEnhancer) -> list[Enhancement]:
-        """Return the enhancer's likeliest rewrites of this rank's share."""
-        rows, before = self._padded_share, enhancer.answered
+    def rewrite(self, enhancer: PromptEnhancer, n: int = 1, temperature: float = 0.0) -> list[Enhancement]:
+        """Return the enhancer's rewrites of this rank's share, `n` of each row in turn; by default the likeliest."""
+        rows, before = [row for row in self._padded_share for _ in range(n)], enhancer.answered
         with progress("rewriting", len(rows), lambda: enhancer.answered - before):
             enhancements = enhancer.enhance(
                 [row["user_prompt"] for row in rows],
                 max_new_tokens=self.max_new_tokens,
-                temperature=0,
+                temperature=temperature,
                 image=[row.get("image") for row in rows],
                 batch_size=self.batch_size,
             )
-        return enhancements[: len(self.share)]
+        return enhancements[: n * len(self.share)]
 
     def render(self, prompts: Sequence[str], **answers: Any) -> Arm:
         """Return the arm over all rows.
@@ -111,7 +113,11 @@ class Validation:
         return arm
 
     def _render(self, prompts: Sequence[str], **answers: Any) -> Arm:
-        arm = Arm.joined(gather_object([self._evaluate(prompts, self.share, **answers)]))
+        return self._gathered(self._evaluate(prompts, self.share, **answers))
+
+    def _gathered(self, share: Arm) -> Arm:
+        """Return the arm over all rows from the ranks' shares; raise as `render`."""
+        arm = Arm.joined(gather_object([share]))
         if arm.errors:
             kinds = "; ".join(f"{count} x {error}" for error, count in Counter(arm.errors).most_common(3))
             logger.warning(
@@ -124,11 +130,40 @@ class Validation:
 
     def render_rewrites(self, enhancements: Sequence[Enhancement]) -> Arm:
         """Return the arm over all rows; the enhancements are of this rank's share."""
-        return self.render(
-            [enhancement.prompt for enhancement in enhancements],
-            malformed=[enhancement.malformed for enhancement in enhancements],
-            answers=[enhancement.answer for enhancement in enhancements],
-        )
+        return self.render(**_as_prompts(enhancements))
+
+    def render_again(self, arm: Arm) -> Arm:
+        """Return an arm over all rows of the same prompts as another validation's arm."""
+        share = arm.select(self.indices)
+        return self.render(share.prompts, malformed=share.malformed, answers=share.answers)
+
+    def best_of(self, likeliest: Arm, samples: Sequence[Enhancement]) -> Arm:
+        """Return the arm of the rewrites with the highest totals, of each prompt's likeliest and its sampled ones.
+
+        A rewrite that comes twice is rendered once. Not more than one sample of each prompt is in memory.
+
+        Args:
+            likeliest: the arm of the policy, over all rows.
+            samples: of this rank's share, as `rewrite` returns them.
+        """
+        best, originals = likeliest.select(self.indices), self.original.select(self.indices)
+        n = len(samples) // max(1, len(self.share))
+        candidates = [
+            list(
+                {sample.prompt: sample for sample in samples[row * n : row * n + n] if sample.prompt != known}.values()
+            )
+            for row, known in enumerate(best.prompts)
+        ]
+        errors = []
+        for turn in range(max(map(len, candidates), default=0)):
+            rows = [row for row, samples_of_row in enumerate(candidates) if turn < len(samples_of_row)]
+            rewrites = _as_prompts([candidates[row][turn] for row in rows])
+            drawn = self._evaluate(rows=[self.share[row] for row in rows], **rewrites)
+            drawn.totals = self.objective.totals_by_prompt(drawn.rewards, originals.select(rows).rewards)
+            errors += drawn.errors
+            best = best.with_better(drawn, rows)
+        best.errors = errors
+        return self._gathered(best)
 
     def summary(self, arm: Arm) -> dict[str, Any]:
         """Return the figures of an arm, as results.json has them: see `Measures.summary`."""
@@ -188,3 +223,12 @@ class Validation:
         user_prompts, prompts, rewards, accuracy, *rest = ([row[name] for row in rows] for name in names)
         totals = self.objective.totals_by_prompt(rewards, [row["original_rewards"] for row in rows])
         return Arm(user_prompts, prompts, rewards, [None] * len(rows), accuracy, *rest, totals=totals)
+
+
+def _as_prompts(enhancements: Sequence[Enhancement]) -> dict[str, list]:
+    """Return the enhancements as arguments of `evaluate_prompts`."""
+    return {
+        "prompts": [enhancement.prompt for enhancement in enhancements],
+        "malformed": [enhancement.malformed for enhancement in enhancements],
+        "answers": [enhancement.answer for enhancement in enhancements],
+    }

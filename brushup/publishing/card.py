@@ -16,6 +16,7 @@ from brushup.config import DataConfig, PromptEnhancerConfig, RenderConfig
 from brushup.evaluation.compare import results_table
 from brushup.evaluation.results import Results, for_others
 from brushup.evaluation.reward_hacking import distinct_signs
+from brushup.evaluation.verdicts import MARK, has_mark, headline
 from brushup.prompts.reading import PROMPT_FILES
 from brushup.rewards.registry import RewardSpec
 
@@ -117,7 +118,7 @@ def write_model_card(folder: str | Path, repo_id: str | None = None) -> Path:
     differences = {
         pair.removeprefix(f"{arm} - "): gains
         for pair, gains in results.differences.items()
-        if pair.startswith(f"{arm} - ")
+        if pair.startswith(f"{arm} - ") and " - oracle " not in pair
     }
     gains = [
         (other, reward, values[reward])
@@ -140,6 +141,8 @@ def write_model_card(folder: str | Path, repo_id: str | None = None) -> Path:
         images_per_prompt=evaluation.get("images_per_prompt", settings["validation_images_per_prompt"]),
         arms=results.arms,
         results_table=results_table(results.arms),
+        headline=headline(results, arm),
+        mark=MARK if has_mark(results) else "",
         win_rates=win_rates,
         signs=distinct_signs(results.reward_hacking),
         **{"is_hub_id": is_hub_id, "for_others": for_others, "link": _link, "code": _code, "json": _json},

@@ -172,6 +172,15 @@ def scores_of(
     return scores
 
 
+def load_image_rewards(render: RenderConfig, rewards: Sequence[RewardSpec]) -> dict[str, ImageReward]:
+    """Return the image rewards among `rewards` by name, whole on each rank, on the device that renders."""
+    with whole_on_each_rank():
+        image_rewards = {spec.name: spec.load(render.device) for spec in rewards if spec.looks_at_images}
+    for name in [spec.name for spec in rewards if spec.looks_at_images and spec.is_users]:
+        image_rewards[name] = GuardedImageReward(image_rewards[name], render.worker_timeout)
+    return image_rewards
+
+
 def load_worker(render: RenderConfig, rewards: Sequence[RewardSpec]) -> LocalWorker:
     """Return a worker with the generator and the image rewards among `rewards`, whole on each rank."""
     with whole_on_each_rank():
@@ -179,7 +188,4 @@ def load_worker(render: RenderConfig, rewards: Sequence[RewardSpec]) -> LocalWor
         eval_renderer = renderer
         if render.eval_render_kwargs:
             eval_renderer = renderer.with_kwargs("eval_render_kwargs", render.eval_render_kwargs)
-        image_rewards = {spec.name: spec.load(renderer.device) for spec in rewards if spec.looks_at_images}
-    for name in [spec.name for spec in rewards if spec.looks_at_images and spec.is_users]:
-        image_rewards[name] = GuardedImageReward(image_rewards[name], render.worker_timeout)
-    return LocalWorker(renderer, image_rewards, eval_renderer)
+    return LocalWorker(renderer, load_image_rewards(render, rewards), eval_renderer)

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from brushup.evaluation.arm import Arm, before_after_sheet, evaluate_prompts
-from brushup.evaluation.compare import Measures, paired_difference, results_table, win_rate
+from brushup.evaluation.arm import Arm, before_after_sheet, evaluate_prompts, repeat_to_length
+from brushup.evaluation.compare import Measures, paired_difference, pairs, results_table, win_rate
 from brushup.evaluation.sheet import CELL, GAP, _find_font, _warn_of_boxes, can_write, labelled_grid
 from brushup.rewards.combine import Objective
 from brushup.rewards.registry import RewardSpec, load_text_rewards
@@ -142,6 +142,33 @@ def test_a_rank_without_a_share_adds_nothing(worker):
 def test_joined_arms_keep_the_order():
     joined = Arm.joined([arm(0.1, 0.2), arm(0.3)])
     assert [row["clip"] for row in joined.rewards] == [0.1, 0.2, 0.3] and len(joined.prompts) == 3
+
+
+def test_the_better_of_two_arms():
+    """At equal totals the first one's; a prompt that failed is never better."""
+    first = arm(0.5, 0.5, None, 0.5, prompts=list("abcd"))
+    second = arm(0.6, None, 0.1, prompts=list("wyz"))
+    better = first.with_better(second, [0, 1, 2])
+    assert (better.prompts, better.totals) == (["w", "b", "z", "d"], [0.6, 0.5, 0.1, 0.5])
+    assert better.scores("clip") == better.totals and first.with_better(first, range(4)).prompts == first.prompts
+
+
+def test_a_prompt_is_repeated_to_the_length_of_the_longest_rewrite():
+    """In whole repetitions, in the generator's tokens; in words where it could not read one of them."""
+    original = arm(0.1, 0.1, 0.1, tokens=[{"clip": 5, "t5": 1}, {"clip": 9}, {}], prompts=["p"] * 3)
+    short = arm(0.1, 0.1, 0.1, tokens=[{"clip": 4}, {"clip": 4}, {}], prompts=["one two"] * 3)
+    long = arm(0.1, 0.1, 0.1, tokens=[{"clip": 11}, {"clip": 8}, {"clip": 99}], prompts=["one two three"] * 3)
+    assert repeat_to_length(original, [short, long]) == ["p, p, p", "p", "p, p, p"]
+    assert repeat_to_length(original, [short]) == ["p", "p", "p, p"]
+
+
+def test_which_arms_are_compared():
+    names = ["original", "static", "untrained", "left", "right"]
+    assert pairs(names, ["left", "right"]) == [
+        *(("static", "original"), ("untrained", "original")),
+        *(("left", other) for other in ("original", "static", "untrained")),
+        *(("right", other) for other in ("original", "static", "untrained", "left")),
+    ]
 
 
 def test_a_sheet_has_no_prompt_that_would_be_boxes(monkeypatch, caplog):

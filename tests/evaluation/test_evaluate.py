@@ -1,16 +1,24 @@
 """recipes/evaluate.py as users type it, on the tiny world, and its report in a browser."""
 
+import dataclasses
 import json
 import re
 import sys
 
 import pytest
 import torch
-from conftest import TINY_WORLD, few_prompts
+import yaml
+from conftest import REPOSITORY, TINY_WORLD, few_prompts
 from peft import LoraConfig, get_peft_model
 from transformers import Qwen2VLForConditionalGeneration
 
+from brushup.common import mean
+from brushup.config import RenderConfig
 from brushup.evaluation.results import Results
+from brushup.render.job import RenderJob
+from brushup.render.kept_images import KeptImages
+from brushup.render.worker import LocalWorker
+from support.generators import save_generator
 from support.launching import finished, run
 
 
@@ -26,7 +34,7 @@ LEFT_BY_TRAINING = {
 def evaluated(tmp_path_factory):
     """The folder and the output of one evaluation.
 
-    It has two adapters with random weights, twelve prompts, two images each, and a further reward.
+    It has two adapters with random weights, twelve prompts, two images each, a further reward, and another generator.
     """
     folder = tmp_path_factory.mktemp("evaluation")
     for seed, name in enumerate(("left", "right")):
@@ -36,12 +44,15 @@ def evaluated(tmp_path_factory):
         get_peft_model(model, settings).save_pretrained(folder / name)
     (folder / "out").mkdir()
     (folder / "out" / "results.json").write_text(json.dumps({"arms": {}, **LEFT_BY_TRAINING}))
+    call = {"num_inference_steps": 2, "height": 32, "width": 32}
     done = run(
         [
             *EVALUATE,
+            *("--transfer_generator", save_generator("sdxl", folder / "sdxl"), "--keep_images", "true"),
+            *("--transfer_render_kwargs", json.dumps(call)),
             *("--adapter", str(folder / "left"), str(folder / "right"), "--output_dir", str(folder / "out")),
             *("--validation_prompts", few_prompts(folder, 12), "--validation_images_per_prompt", "2"),
-            *("--eval_reward_funcs", "keyword_retention"),
+            *("--eval_reward_funcs", "keyword_retention", "--best_of", "2"),
         ]
     )
     return folder, done.stdout
@@ -49,24 +60,62 @@ def evaluated(tmp_path_factory):
 
 def test_arms_and_what_is_said_of_them(evaluated):
     results = Results.load(evaluated[0] / "out")
-    assert list(results.arms) == ["original", "static", "untrained", "left", "right"]
+    assert list(results.arms) == [
+        *("original", "static", "repeat", "untrained", "best_of_2 untrained"),
+        *("left", "best_of_2 left", "right", "best_of_2 right", "oracle left", "oracle right"),
+    ]
     for arm in results.arms.values():
         assert set(arm["rewards"]) == {"clip", "keyword_retention"} and arm["n"] == 12
         assert arm["reward"] == arm["rewards"]["clip"]  # the other one is only looked at
-        assert 0 <= arm["success_rate"] <= 1 and 0 <= arm["checker_accuracy"] <= 1 and arm["seconds"] > 0
+        assert 0 <= arm["success_rate"] <= 1 and 0 <= arm["checker_accuracy"] <= 1 and arm["seconds"] >= 0
         assert set(arm["by_difficulty"]) <= {"easy", "medium", "hard"}
         assert sum(group["n"] for group in arm["by_category"].values()) == 12
     original, static = results.arms["original"], results.arms["static"]
     assert original["rewards"]["keyword_retention"] == static["rewards"]["keyword_retention"] == 1.0
     assert original["images_drawn"] == static["images_drawn"] == 24
+    for policy in ("untrained", "left", "right"):
+        best = results.arms[f"best_of_2 {policy}"]
+        assert best["reward"] >= results.arms[policy]["reward"] and best["images_drawn"] <= 24
+    chosen = [name for name, arm in results.arms.items() if arm["chosen_by_reward"]]
+    assert chosen == [name for name in results.arms if name.startswith(("best_of_2 ", "oracle "))]
+    oracle = results.arms["oracle left"]
+    assert oracle["images_drawn"] == 0 and oracle["harmed"] == 0.0
+    assert oracle["reward"] >= max(original["reward"], results.arms["left"]["reward"])
     assert results.images_drawn == sum(arm["images_drawn"] for arm in results.arms.values())
     assert static["tokens"]["clip"]["mean"] > original["tokens"]["clip"]["mean"]
-    assert {"left - original", "right - left", "untrained - static"} <= set(results.differences)
+    assert {"left - original", "left - repeat", "right - left", "untrained - original"} <= set(results.differences)
     for gains in results.differences.values():
         assert gains["clip"]["ci95"][0] <= gains["clip"]["mean"] <= gains["clip"]["ci95"][1]
     untrained = results.differences["untrained - original"]["clip"]["mean"]
     assert untrained == pytest.approx(results.arms["untrained"]["rewards"]["clip"] - original["rewards"]["clip"])
     assert results.evaluation["weights"] == {"clip": 1.0, "keyword_retention": 0.0}
+
+
+def test_the_same_prompts_rendered_by_another_generator(evaluated):
+    results = Results.load(evaluated[0] / "out")
+    transferred = results.transfer["arms"]
+    assert list(transferred) == [name for name in results.arms if not name.startswith("oracle ")]
+    for name, arm in transferred.items():
+        assert arm["n"] == 12 and arm["rewards"]["clip"] != results.arms[name]["rewards"]["clip"]
+        assert arm["rewards"]["keyword_retention"] == results.arms[name]["rewards"]["keyword_retention"]
+    assert "left - original" in results.transfer["differences"] and results.transfer["images_drawn"] > 0
+    assert f"The same prompts, rendered by {results.transfer['generator']}" in evaluated[1]
+    assert "Rendered by another generator" in (evaluated[0] / "out" / "report.html").read_text()
+
+
+def test_kept_images_have_the_same_scores(evaluated, clip):
+    """Of each arm that rendered some; the evaluation's own settings find them."""
+    folder, results = evaluated[0] / "out" / "evaluation_images", Results.load(evaluated[0] / "out")
+    settings = yaml.safe_load((REPOSITORY / "recipes" / "tiny_cpu.yaml").read_text())
+    names = {field.name for field in dataclasses.fields(RenderConfig)}
+    render = RenderConfig(**{name: value for name, value in settings.items() if name in names}, render_device="cpu")
+    images = json.loads((folder / "index.json").read_text())["images"]
+    assert {image["arm"] for image in images} == {n for n, arm in results.arms.items() if arm["images_drawn"]}
+    jobs = [RenderJob(*(i[n] for n in ("prompt", "user_prompt", "seed"))) for i in images if i["arm"] == "original"]
+    scored = LocalWorker(KeptImages(folder, render), {"clip": clip}).submit(jobs).result()
+    arm = results.arms["original"]
+    assert len(scored) == arm["images_drawn"] == 24
+    assert mean([result.scores["clip"] for result in scored]) == pytest.approx(arm["rewards"]["clip"], abs=1e-4)
 
 
 def test_what_training_left_stays(evaluated):
@@ -82,8 +131,10 @@ def test_what_training_left_stays(evaluated):
 def test_the_terminal_and_the_page(evaluated):
     folder, printed = evaluated
     for name, arm in Results.load(folder / "out").arms.items():
-        assert re.search(rf"^\| {name} +\| {arm['rewards']['clip']:.3f} ", printed, re.MULTILINE)
+        assert re.search(rf"^\| {name}( †)? +\| {arm['rewards']['clip']:.3f} ", printed, re.MULTILINE)
     assert "left - original: " in printed
+    headlines = re.findall(r"^(left|right) .* the user's prompt: reward .*", printed, re.MULTILINE)
+    assert headlines == ["left", "right"] and printed.count("Against the best of 2 untrained rewrites") == 2
     page = (folder / "out" / "report.html").read_text()
     assert not re.findall(r"(?:src|href)=\"?(?!data:)[^ \"]+", page) and "http" not in page.replace("http-equiv", "")
 
@@ -103,11 +154,11 @@ def test_the_report_in_a_browser(evaluated, browser):
         best = shown.count()
         lines = [image.bounding_box()["y"] for image in shown.first.locator("img").all()]
         assert sorted(map(lines.count, set(lines))) == (
-            [5] if width == 1280 else [1, 2, 2]
-        )  # of five, none alone below
+            [4, 5] if width == 1280 else [1, 2, 2, 2, 2]
+        )  # of nine, none alone below; an oracle has none of its own
         clipped = "[...document.querySelectorAll('.scroll')].some((table) => table.scrollWidth > table.clientWidth)"
         assert not page.evaluate(clipped)
-        assert best > 0 and shown.first.locator("img").count() == 5
+        assert best > 0 and shown.first.locator("img").count() == 9
         assert page.evaluate("[...document.images].every((image) => image.naturalWidth === 48)")
         page.get_by_role("button", name="All").click()
         everything = shown.count()

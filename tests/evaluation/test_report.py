@@ -7,8 +7,9 @@ from PIL import Image
 
 from brushup.evaluation.arm import Arm
 from brushup.evaluation.compare import Measures
-from brushup.evaluation.report import examples, group_table, interval_chart, short_report, verdict, write_report
+from brushup.evaluation.report import examples, group_table, interval_chart, short_report, write_report
 from brushup.evaluation.results import Results
+from brushup.evaluation.verdicts import headline, verdict
 
 
 WICKED = '<script>document.title="mine"</script>"><img src=x onerror=alert(1)> a red circle'
@@ -43,6 +44,32 @@ def arm(*scores, prompt="a cat"):
 )
 def test_a_verdict_says_no_more_than_the_interval_shows(ci95, judgement):
     assert verdict({"clip": {"mean": 0.2, "ci95": ci95}, "win_rate": 0.5})[0] == judgement
+
+
+def test_the_first_lines_say_what_a_reader_wants_to_know():
+    """Better or not, by how much, how many prompts it harms, and that the best of N was chosen by the reward."""
+    arms = {"original": arm(0.2, 0.2, 0.2, 0.2), "untrained": arm(0.3, 0.1, 0.2, 0.2)}
+    arms |= {"best_of_8 untrained": arm(0.9, 0.4, 0.6, 0.5), "trained": arm(0.8, 0.5, 0.6, 0.1)}
+    arms["oracle trained"] = arms["original"].with_better(arms["trained"], range(4))
+    for name, accuracy in (
+        ("original", [0, 0, 1, 1]),
+        ("best_of_8 untrained", [1, 0, 1, 0]),
+        ("trained", [1, 1, 0, 1]),
+    ):
+        arms[name].checker_accuracy = [float(value) for value in accuracy]
+    results = Results.compare(arms, Measures([{"user_prompt": "p"}] * 4, {"clip": 1.0}, None, {}))
+    for name in ("best_of_8 untrained", "oracle trained"):
+        results.arms[name]["chosen_by_reward"] = True
+    text = headline(results, "trained")
+    assert text.startswith("trained is better than the user's prompt: reward +0.300 (95 % interval ")
+    assert "Of 4 prompts it harms 25.0% by the reward and 25.0% by the checker." in text
+    assert "best of 8 untrained rewrites, which the reward chose: no difference shown, reward -0.100 (" in text
+    assert "by the checker, which did not choose: no difference shown, +25.0 points (" in text
+    report = short_report(results)
+    assert report.startswith(text) and "| best_of_8 untrained † |" in report and "flatters it" in report
+    assert "\ntrained - best_of_8 untrained †: no difference shown" in report and "- oracle" not in report
+    alone = {name: arms[name] for name in ("original", "untrained")}
+    assert headline(Results.compare(alone, Measures([{}] * 4, {"clip": 1.0}, None, {})), "trained") == ""
 
 
 def test_what_a_user_writes_can_be_no_script_and_no_secret_is_told(tmp_path):

@@ -8,8 +8,11 @@ from conftest import TINY_WORLD
 from PIL import Image
 from safetensors.torch import load_file
 
-from brushup.policy.enhancer import PromptEnhancer
+from brushup.evaluation.validation import Validation
+from brushup.policy.enhancer import Enhancement, PromptEnhancer
 from brushup.prompts.dataset import load_prompts
+from brushup.recipe_config import EvaluationConfig
+from brushup.rewards.combine import Objective
 from support.training import StubWorker, history, make_trainer
 
 
@@ -74,6 +77,25 @@ def test_the_same_seeds_each_time_and_the_originals_only_once(tmp_path):
     assert all(other == seeds[0] for other in seeds) and len(set(seeds[0])) == 3
     for jobs in worker.batches:  # with `eval_render_kwargs` in validation, and only there
         assert {job.for_evaluation for job in jobs} == {jobs in worker.validations}
+
+
+def test_the_best_of_several_rewrites(caplog):
+    """Chosen by the reward at the paired seeds, the likeliest rewrite included; equal ones are rendered once."""
+    scores = {row["user_prompt"]: 0.5 for row in ROWS} | {"a": 0.2, "b": 0.7, "c": 0.9, "d": "out of memory"}
+    worker = StubWorker(lambda job: scores[job.prompt])
+    args = EvaluationConfig(output_dir="runs", model_name_or_path="policy", validation_images_per_prompt=2)
+    validation = Validation([row | {"prompt": []} for row in ROWS], worker, {}, Objective({"clip": 1.0}), args)
+    samples = [["a", "b", "a"], ["b", "c", "c"], ["d", "d", "b"]]
+    likeliest = validation.render_rewrites([Enhancement("", "a", False, "a")] * 3)
+    before = worker.images_drawn
+    best = validation.best_of(likeliest, [Enhancement("", text, False, text) for row in samples for text in row])
+    assert (best.prompts, best.totals) == (["b", "c", "b"], [0.7, 0.9, 0.7])
+    assert worker.images_drawn - before == 2 * (1 + 2 + 2) and "out of memory" in caplog.text
+    seeds = {job.user_prompt: set() for batch in worker.batches for job in batch}
+    for job in (job for batch in worker.batches for job in batch):
+        seeds[job.user_prompt].add(job.seed)
+    assert all(len(of_prompt) == 2 for of_prompt in seeds.values())
+    assert validation.best_of(likeliest, []).prompts == likeliest.prompts
 
 
 def test_training_goes_on_as_if_there_were_no_validation(tmp_path):

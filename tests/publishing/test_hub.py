@@ -189,6 +189,7 @@ def test_the_card_has_what_evaluation_found_later(run_dir):
     results["evaluation"] = {"prompts": "me/prompts", "images_per_prompt": 4, "policies": {"trained": str(run_dir)}}
     (run_dir / "results.json").write_text(json.dumps(results))
     card = ModelCard.load(write_model_card(run_dir))
+    assert "trained is better than the user's prompt: reward +0.630 (95 % interval +0.600 to +0.660)." in card.text
     assert "| static " in card.text and "4 images of each" in card.text and "*original* on 100.0%" in card.text
     assert re.search(r"trained - original \| clip +\| \+0\.630 +\| \+0\.600 to \+0\.660", card.text)
     assert {result.dataset_type for result in card.data.eval_results} == {"me/prompts"}
