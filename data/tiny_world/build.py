@@ -325,10 +325,8 @@ DESCRIBE = "Describe this picture."
 
 
 def rewrite_example(rng: random.Random, mixed: bool) -> tuple[str, str]:
-    """Return a user prompt and a rewrite, good or of mixed quality; neither names a pair that validation asks for."""
+    """Return a user prompt and a rewrite, good or of mixed quality."""
     scene = world.random_scene(rng)
-    while world.is_unseen(scene):
-        scene = world.random_scene(rng)
     category = rng.choice((*users.CATEGORIES, "korean", "korean"))
     prompt, said, spoken = users.spoken_prompt(scene, category, rng, rng.choice(("words", None)))
     return prompt, rewrites.mixed_rewrite(scene, said, spoken, rng) if mixed else world.caption(scene)
