@@ -78,8 +78,9 @@ def geneval2(source: str) -> Iterator[dict]:
 def dsg(source: str) -> Iterator[dict]:
     """Yield the prompts of a table in the form of DSG-1k (Cho et al. 2024, arXiv 2310.18235), a line a question.
 
-    Of `dependency`, `needs` has the other questions of the prompt: not 0 (none), the question's own number, a number
-    without a question, or a word, all of which the authors' file has, too.
+    A question comes after those that it needs. Of `dependency`, `needs` leaves out what is no other question of the
+    prompt (0 for none, the question's own number, a word, a number that is not there) and what closes a circle; the
+    authors' file has them all.
     """
     by_item = defaultdict(list)
     for place, row in rows_of(source, read_csv):
@@ -88,10 +89,17 @@ def dsg(source: str) -> Iterator[dict]:
             asked = question(row["question_natural_language"], skill=row["category_broad"])
             by_item[row["item_id"]].append((row["text"], row["proposition_id"], named, asked))
     for item, lines in by_item.items():
-        index = {number: place for place, (_, number, _, _) in enumerate(lines)}
-        for _, number, named, asked in lines:
-            asked["needs"] = sorted({index[name] for name in named if name in index and name != number})
-        yield prompt_row(lines[0][0], prefix(item), [asked for *_, asked in lines])
+        line_of = {number: line for line, (_, number, _, _) in enumerate(lines)}
+        needs = {}  # of each line, the lines of the other questions that it needs
+        for line, (_, _, named, _) in enumerate(lines):
+            needs[line] = {line_of.get(number, line) for number in named} - {line}
+        places, questions = {}, []  # the place of each line in the list of questions
+        while needs:
+            line = next((line for line, needed in needs.items() if not needed & {*needs}), min(needs))
+            needed = sorted(places[other] for other in needs.pop(line) if other in places)
+            places[line] = len(places)
+            questions.append(lines[line][-1] | {"needs": needed})
+        yield prompt_row(lines[0][0], prefix(item), questions)
 
 
 def dpg(source: str) -> Iterator[dict]:
