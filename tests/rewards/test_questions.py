@@ -1,11 +1,81 @@
-"""`questions`: needs, averages, and the column of the prompt file."""
+"""`questions`, on a tiny Qwen2-VL whose answers are random, and the column of the prompt file."""
 
 import json
 
 import pytest
+import torch
+from PIL import Image
+from transformers import AutoProcessor, Qwen2VLForConditionalGeneration
 
 from brushup.prompts.dataset import load_prompts
 from brushup.rewards.questions import with_needs
+from support.judge import save_judge
+from support.rewards import load_reward
+
+
+WORDS = ["yes", "no", "zero", "one", "two", " Two", "2", "blue", "grey", "pink"]
+COLORS = "black white gray grey red green yellow blue brown purple pink orange".split()
+NUMBERS = "zero 0 one 1 two 2 three 3 four 4 five 5 six 6 seven 7 eight 8 nine 9 ten".split()
+# Each with the words that count as the answer, and all words that could be one; None: any token.
+ASKED = [
+    ("Is it red?", "Yes", "color", ["yes"], ["yes", "no"]),
+    ("How many are there?", "two", "count", ["two", "2"], NUMBERS),
+    ("What color is it?", "gray", "color", ["gray", "grey"], COLORS),
+    ("What is it?", "pinkish", None, None, None),
+]
+QUESTIONS = [{"question": asked, "answer": answer, "skill": skill} for asked, answer, skill, *_ in ASKED]
+
+
+@pytest.fixture(scope="module")
+def judge(tmp_path_factory) -> str:
+    return save_judge(tmp_path_factory.mktemp("judge"), WORDS)
+
+
+def test_a_score_is_the_probability_of_the_answer_among_the_possible_ones(judge):
+    """Against one forward pass for each question, without padding, and every token decoded."""
+    processor, image = AutoProcessor.from_pretrained(judge), Image.new("RGB", (32, 32), "red")
+    model = Qwen2VLForConditionalGeneration.from_pretrained(judge).eval()
+    tokenizer = processor.tokenizer
+    read = [tokenizer.decode([token]).strip().lower() for token in range(len(tokenizer))]
+    begins = {tokenizer(text).input_ids[0] for text in ("pinkish", " pinkish", "Pinkish", " Pinkish")}
+    expected = []
+    for asked, _, _, answers, possible in ASKED:
+        text = (
+            "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>"
+            f"{asked} Answer in one word.<|im_end|>\n<|im_start|>assistant\n"
+        )
+        with torch.no_grad():
+            logits = model(**processor(text=[text], images=[image], return_tensors="pt")).logits[0, -1]
+        tokens = [token for token, word in enumerate(read) if word in answers] if answers else [*begins]
+        among = [token for token, word in enumerate(read) if not possible or word in possible]
+        expected.append((logits[tokens].logsumexp(-1) - logits[among].logsumexp(-1)).exp().item())
+    assert max(expected) - min(expected) > 0.01
+    reward = load_reward("questions", model_name=judge, batch_size=3)
+    assert reward.ask([image], ["a cat"], [QUESTIONS])[0] == pytest.approx(expected, abs=1e-4)
+
+
+def test_the_score_is_the_mean_or_the_geometric_mean_and_has_a_part_for_each_skill(judge):
+    images, prompts = [Image.new("RGB", (32, 32), color) for color in ("red", "blue")], ["a cat"] * 2
+    reward = load_reward("questions", model_name=judge)
+    columns = [QUESTIONS, QUESTIONS[:1]]
+    (red, count, gray, other), alone = reward.ask(images, prompts, columns)
+    both, single = reward(images, prompts, prompts, columns)
+    assert both == pytest.approx(
+        {"score": (red + count + gray + other) / 4, "color": (red + gray) / 2, "count": count}, abs=1e-5
+    )
+    assert single == pytest.approx({"score": alone[0], "color": alone[0]}, abs=1e-5)
+    geometric = load_reward("questions", model_name=judge, average="geometric")(images, prompts, prompts, columns)
+    assert geometric[0]["score"] == pytest.approx((red * count * gray * other) ** 0.25, abs=1e-5)
+    with pytest.raises(ValueError, match="average is 'median'; it must be mean or geometric"):
+        load_reward("questions", model_name=judge, average="median")
+
+
+def test_a_prompt_without_questions_is_judged_as_by_vqa(judge):
+    images = [Image.new("RGB", (32, 32), color) for color in ("red", "blue")]
+    prompts = ["a red square", "a <|image_pad|> and a cat"]
+    scores = load_reward("questions", model_name=judge)(images, prompts, prompts, [QUESTIONS, None])
+    expected = load_reward("vqa", model_name=judge)(images[1:], prompts[1:], [""])
+    assert scores[1] == {"score": pytest.approx(expected[0], abs=1e-5)}
 
 
 def test_a_question_counts_0_if_one_that_it_needs_was_answered_wrong():
