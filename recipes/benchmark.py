@@ -25,6 +25,26 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+
+LICENCES = {
+    "geneval": "MIT",
+    "geneval2": "CC BY-NC 4.0: not for commercial use",
+    "dsg": "Apache-2.0",
+    "compbench": "MIT",
+    "corebench": "Apache-2.0",
+    "partiprompts": "Apache-2.0",
+    "dpg": "Apache-2.0",
+}
+
+if __name__ == "__main__":  # before the import below, which takes seconds
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", metavar="NAME", choices=LICENCES)
+    parser.add_argument("source", metavar="SOURCE", help="the authors' file or folder")
+    parser.add_argument("target", metavar="TARGET", type=Path, help="the file to write, *.jsonl")
+    arguments = parser.parse_args()
+    if arguments.target.suffix != ".jsonl":
+        parser.error(f"TARGET is {arguments.target}: it must end with .jsonl, by which the loader knows its kind")
+
 from brushup.prompts.reading import read_csv, read_jsonl, read_text, read_txt
 
 
@@ -197,26 +217,9 @@ def expected(place: str | Path, what: str) -> Iterator[None]:
         raise ValueError(f"{place}: expected {what} ({reason})") from error
 
 
-BENCHMARKS = {  # the converter, and the licence
-    "geneval": (geneval, "MIT"),
-    "geneval2": (geneval2, "CC BY-NC 4.0: not for commercial use"),
-    "dsg": (dsg, "Apache-2.0"),
-    "compbench": (compbench, "MIT"),
-    "corebench": (corebench, "Apache-2.0"),
-    "partiprompts": (partiprompts, "Apache-2.0"),
-    "dpg": (dpg, "Apache-2.0"),
-}
-
-
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", metavar="NAME", choices=BENCHMARKS)
-    parser.add_argument("source", metavar="SOURCE", help="the authors' file or folder")
-    parser.add_argument("target", metavar="TARGET", type=Path, help="the file to write, *.jsonl")
-    arguments = parser.parse_args()
-    if arguments.target.suffix != ".jsonl":
-        parser.error(f"TARGET is {arguments.target}: it must end with .jsonl, by which the loader knows its kind")
-    convert, licence = BENCHMARKS[arguments.name]
+    converters = (geneval, geneval2, dsg, compbench, corebench, partiprompts, dpg)
+    convert = {converter.__name__: converter for converter in converters}[arguments.name]
     try:
         rows = list(convert(arguments.source))
     except (OSError, ValueError) as error:
@@ -227,4 +230,6 @@ if __name__ == "__main__":
     lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
     arguments.target.write_text("".join(lines), encoding="utf-8")
     count = sum(len(row.get("questions", [])) for row in rows)
-    print(f"{arguments.target}: {len(rows):,} prompts, {count:,} questions. Licence of {arguments.name}: {licence}")
+    print(
+        f"{arguments.target}: {len(rows):,} prompts, {count:,} questions. Licence of {arguments.name}: {LICENCES[arguments.name]}"
+    )
