@@ -230,6 +230,5 @@ if __name__ == "__main__":
     lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
     arguments.target.write_text("".join(lines), encoding="utf-8")
     count = sum(len(row.get("questions", [])) for row in rows)
-    print(
-        f"{arguments.target}: {len(rows):,} prompts, {count:,} questions. Licence of {arguments.name}: {LICENCES[arguments.name]}"
-    )
+    licence = f"licence of {arguments.name}: {LICENCES[arguments.name]}"
+    print(f"{arguments.target}: {len(rows):,} prompts, {count:,} questions; {licence}")
