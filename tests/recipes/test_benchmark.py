@@ -90,7 +90,7 @@ def test_geneval(convert, tmp_path, capsys):
     assert (knives["user_prompt"], knives["category"]) == ("prompt 0", "counting")
     for row, original in zip((knives, apple), GENEVAL, strict=True):  # the reward `geneval` judges by them
         assert row["include"] == original["include"] and row["exclude"] == original.get("exclude")
-    assert "2 prompts, 6 questions. Licence of geneval: MIT" in capsys.readouterr().out
+    assert "2 prompts, 6 questions; licence of geneval: MIT" in capsys.readouterr().out
 
 
 def test_geneval2(convert, tmp_path, capsys):
