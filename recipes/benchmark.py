@@ -25,6 +25,26 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+
+LICENCES = {
+    "geneval": "MIT",
+    "geneval2": "CC BY-NC 4.0: not for commercial use",
+    "dsg": "Apache-2.0",
+    "compbench": "MIT",
+    "corebench": "Apache-2.0",
+    "partiprompts": "Apache-2.0",
+    "dpg": "Apache-2.0",
+}
+
+if __name__ == "__main__":  # before the import below, which takes seconds
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", metavar="NAME", choices=LICENCES)
+    parser.add_argument("source", metavar="SOURCE", help="the authors' file or folder")
+    parser.add_argument("target", metavar="TARGET", type=Path, help="the file to write, *.jsonl")
+    arguments = parser.parse_args()
+    if arguments.target.suffix != ".jsonl":
+        parser.error(f"TARGET is {arguments.target}: it must end with .jsonl, by which the loader knows its kind")
+
 from brushup.prompts.reading import read_csv, read_jsonl, read_text, read_txt
 
 
@@ -78,8 +98,9 @@ def geneval2(source: str) -> Iterator[dict]:
 def dsg(source: str) -> Iterator[dict]:
     """Yield the prompts of a table in the form of DSG-1k (Cho et al. 2024, arXiv 2310.18235), a line a question.
 
-    Of `dependency`, `needs` has the other questions of the prompt: not 0 (none), the question's own number, a number
-    without a question, or a word, all of which the authors' file has, too.
+    A question comes after those that it needs. Of `dependency`, `needs` leaves out what is no other question of the
+    prompt (0 for none, the question's own number, a word, a number that is not there) and what closes a circle; the
+    authors' file has them all.
     """
     by_item = defaultdict(list)
     for place, row in rows_of(source, read_csv):
@@ -88,10 +109,17 @@ def dsg(source: str) -> Iterator[dict]:
             asked = question(row["question_natural_language"], skill=row["category_broad"])
             by_item[row["item_id"]].append((row["text"], row["proposition_id"], named, asked))
     for item, lines in by_item.items():
-        index = {number: place for place, (_, number, _, _) in enumerate(lines)}
-        for _, number, named, asked in lines:
-            asked["needs"] = sorted({index[name] for name in named if name in index and name != number})
-        yield prompt_row(lines[0][0], prefix(item), [asked for *_, asked in lines])
+        line_of = {number: line for line, (_, number, _, _) in enumerate(lines)}
+        needs = {}  # of each line, the lines of the other questions that it needs
+        for line, (_, _, named, _) in enumerate(lines):
+            needs[line] = {line_of.get(number, line) for number in named} - {line}
+        places, questions = {}, []  # the place of each line in the list of questions
+        while needs:
+            line = next((line for line, needed in needs.items() if not needed & {*needs}), min(needs))
+            needed = sorted(places[other] for other in needs.pop(line) if other in places)
+            places[line] = len(places)
+            questions.append(lines[line][-1] | {"needs": needed})
+        yield prompt_row(lines[0][0], prefix(item), questions)
 
 
 def dpg(source: str) -> Iterator[dict]:
@@ -189,26 +217,9 @@ def expected(place: str | Path, what: str) -> Iterator[None]:
         raise ValueError(f"{place}: expected {what} ({reason})") from error
 
 
-BENCHMARKS = {  # the converter, and the licence
-    "geneval": (geneval, "MIT"),
-    "geneval2": (geneval2, "CC BY-NC 4.0: not for commercial use"),
-    "dsg": (dsg, "Apache-2.0"),
-    "compbench": (compbench, "MIT"),
-    "corebench": (corebench, "Apache-2.0"),
-    "partiprompts": (partiprompts, "Apache-2.0"),
-    "dpg": (dpg, "Apache-2.0"),
-}
-
-
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", metavar="NAME", choices=BENCHMARKS)
-    parser.add_argument("source", metavar="SOURCE", help="the authors' file or folder")
-    parser.add_argument("target", metavar="TARGET", type=Path, help="the file to write, *.jsonl")
-    arguments = parser.parse_args()
-    if arguments.target.suffix != ".jsonl":
-        parser.error(f"TARGET is {arguments.target}: it must end with .jsonl, by which the loader knows its kind")
-    convert, licence = BENCHMARKS[arguments.name]
+    converters = (geneval, geneval2, dsg, compbench, corebench, partiprompts, dpg)
+    convert = {converter.__name__: converter for converter in converters}[arguments.name]
     try:
         rows = list(convert(arguments.source))
     except (OSError, ValueError) as error:
@@ -219,4 +230,5 @@ if __name__ == "__main__":
     lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
     arguments.target.write_text("".join(lines), encoding="utf-8")
     count = sum(len(row.get("questions", [])) for row in rows)
-    print(f"{arguments.target}: {len(rows):,} prompts, {count:,} questions. Licence of {arguments.name}: {licence}")
+    licence = f"licence of {arguments.name}: {LICENCES[arguments.name]}"
+    print(f"{arguments.target}: {len(rows):,} prompts, {count:,} questions; {licence}")

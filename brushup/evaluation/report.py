@@ -59,7 +59,8 @@ def write_report(folder: Path, results: Results, arms: dict[str, Arm], rows: Seq
         mark=MARK if has_mark(results) else "",
         warnings=distinct_signs(results.reward_hacking),
         arms_table=arms_table(results),
-        group_tables={f"By {name}": group_table(results, name) for name in ("category", "difficulty")},
+        group_tables={f"By {name}": group_table(results, name) for name in ("category", "difficulty")}
+        | {"By skill": skill_table(results)},
         lengths_table=lengths_table(results),
         transfer_table=arms_table(transferred) if transferred else None,
         transfer_verdicts=verdicts(transferred) if transferred else None,
@@ -154,6 +155,14 @@ def group_table(results: Results, column: str) -> list[list[str]]:
         for value, original in groups["original"].items()
     ]
     return [[column, "n", *groups, *gains], *rows]
+
+
+def skill_table(results: Results) -> list[list[str]]:
+    """Return each arm's mean of the parts of its rewards, such as `questions/color`; the first row is the header."""
+    parts = {name: arm.get("by_skill", {}) for name, arm in results.arms.items()}
+    skills = sorted({skill for means in parts.values() for skill in means})
+    rows = [[skill, *(_number(means.get(skill)) for means in parts.values())] for skill in skills]
+    return [["skill", *parts], *rows]
 
 
 def lengths_table(results: Results) -> list[list[str]]:

@@ -7,7 +7,7 @@ from PIL import Image
 
 from brushup.evaluation.arm import Arm
 from brushup.evaluation.compare import Measures
-from brushup.evaluation.report import examples, group_table, interval_chart, short_report, write_report
+from brushup.evaluation.report import examples, group_table, interval_chart, short_report, skill_table, write_report
 from brushup.evaluation.results import Results
 from brushup.evaluation.verdicts import headline, verdict
 
@@ -137,3 +137,16 @@ def test_the_chart_has_ticks_at_round_numbers(interval, ticks):
     assert list(chart["ticks"]) == ticks and list(chart["ticks"].values()) == sorted(chart["ticks"].values())
     (line,) = chart["lines"]
     assert 0 < chart["ticks"][ticks[0]] and line["low"] < line["mean"] < line["high"] < 100
+
+
+def test_a_table_has_each_skill_of_the_questions():
+    rewards = [{"clip": 0.1, "questions/color": 0.2}, {"clip": 0.3, "questions/count": 0.8}, None]
+    scored = arm(0.1, 0.3, 0.2)
+    scored.rewards = rewards
+    assert scored.mean_rewards() == {"clip": pytest.approx(0.2)}
+    results = Results({"original": {"by_skill": scored.mean_by_skill()}, "trained": {"by_skill": {}}})
+    assert skill_table(results) == [
+        ["skill", "original", "trained"],
+        ["questions/color", "0.200", "-"],
+        ["questions/count", "0.800", "-"],
+    ]

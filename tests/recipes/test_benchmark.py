@@ -35,6 +35,8 @@ lake_3,"a lake, frozen",k,1,0,entity,t,Is there a lake?
 lake_3,"a lake, frozen",k,2,"1,2",attribute,t,Is the lake frozen?
 wood_1,a wood,k,1,"3,4, deep",entity,t,Is there a tree?
 wood_1,a wood,k,3,0,entity,t,Is there a wood?
+wood_1,a wood,k,5,"1,6",relation,t,Is the tree in the wood?
+wood_1,a wood,k,6,5,other,t,Is it an oak?
 """
 COREBENCH = {
     "X-1": {
@@ -88,7 +90,7 @@ def test_geneval(convert, tmp_path, capsys):
     assert (knives["user_prompt"], knives["category"]) == ("prompt 0", "counting")
     for row, original in zip((knives, apple), GENEVAL, strict=True):  # the reward `geneval` judges by them
         assert row["include"] == original["include"] and row["exclude"] == original.get("exclude")
-    assert "2 prompts, 6 questions. Licence of geneval: MIT" in capsys.readouterr().out
+    assert "2 prompts, 6 questions; licence of geneval: MIT" in capsys.readouterr().out
 
 
 def test_geneval2(convert, tmp_path, capsys):
@@ -100,11 +102,16 @@ def test_geneval2(convert, tmp_path, capsys):
 
 @pytest.mark.parametrize("name", ["dsg", "dpg"])
 def test_a_table_in_the_form_of_dsg(convert, tmp_path, name):
-    """Questions are numbered from 1 there; a number that is no other question of the prompt needs nothing."""
+    """Questions are numbered from 1 there, and come after those that they need; a circle is cut."""
     lake, wood = convert(name, write(tmp_path / "anns.csv", DSG))
     assert (lake["user_prompt"], lake["category"], wood["category"]) == ("a lake, frozen", "lake", "wood")
     assert asked(lake) == [("Is there a lake?", "yes", [], "entity"), ("Is the lake frozen?", "yes", [0], "attribute")]
-    assert asked(wood) == [("Is there a tree?", "yes", [1], "entity"), ("Is there a wood?", "yes", [], "entity")]
+    assert asked(wood) == [
+        ("Is there a wood?", "yes", [], "entity"),
+        ("Is there a tree?", "yes", [0], "entity"),
+        ("Is the tree in the wood?", "yes", [1], "relation"),
+        ("Is it an oak?", "yes", [2], "other"),
+    ]
 
 
 def test_prompts_without_questions(convert, tmp_path):

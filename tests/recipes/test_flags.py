@@ -33,6 +33,7 @@ def test_help_and_a_misspelled_flag(recipe):
     assert shown.returncode == 0, shown.stderr[-2000:]
     assert f"python recipes/{recipe}.py" in shown.stdout or "accelerate launch" in shown.stdout  # an example
     required = {"enhance": ["--model", "m"], "publish": ["--output_dir", "o", "--hub_model_id", "me/m"]}
+    required["benchmark"] = ["geneval", "source", "target.jsonl"]
     wrong = answer(recipe, *required.get(recipe, ()), "--ouput_dirr", "x")
     assert wrong.returncode == 2 and "--ouput_dirr" in wrong.stderr.splitlines()[-1], wrong.stderr[-2000:]
 

@@ -32,7 +32,10 @@ def test_each_yaml_parses_with_the_recipes_own_parser(path, monkeypatch):
     monkeypatch.chdir(REPOSITORY)
     monkeypatch.setenv("WORLD_SIZE", "1")
     parser = TrlParser((DataConfig, RenderConfig, PromptEnhancerConfig, ModelConfig))
-    data, render, args, model = parser.parse_args_and_config(["--config", path, "--use_cpu", "true"])
+    data, render, args, model, others, unknown = parser.parse_args_and_config(
+        ["--config", path, "--use_cpu", "true"], return_remaining_strings=True, separate_remaining_strings=True
+    )
+    assert not unknown and {name for name in others if name.startswith("--")} <= {"--best_of"}  # of evaluate.py
     assert (REPOSITORY / data.train_prompts).exists() and (REPOSITORY / data.validation_prompts).exists()
     assert isinstance(render.render_kwargs["height"], int) and isinstance(args.learning_rate, float)
     assert len(args.reward_funcs) == len(args.reward_weights or args.reward_funcs)

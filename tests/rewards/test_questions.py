@@ -1,112 +1,81 @@
-"""`questions`, on the tiny world's judge, and the column of the prompt file."""
+"""`questions`, on a tiny Qwen2-VL whose answers are random, and the column of the prompt file."""
 
 import json
-import random
 
 import pytest
 import torch
-from conftest import TINY_WORLD
+from PIL import Image
 from transformers import AutoProcessor, Qwen2VLForConditionalGeneration
 
-import users
-import world
 from brushup.prompts.dataset import load_prompts
 from brushup.rewards.questions import with_needs
+from support.judge import save_judge
 from support.rewards import load_reward
 
 
-JUDGE = str(TINY_WORLD / "judge")
-
-
-def ask_about(*questions):
-    return [{"question": question, "answer": answer, "skill": skill} for question, answer, skill in questions]
+WORDS = ["yes", "no", "zero", "one", "two", " Two", "2", "blue", "grey", "pink"]
+COLORS = "black white gray grey red green yellow blue brown purple pink orange".split()
+NUMBERS = "zero 0 one 1 two 2 three 3 four 4 five 5 six 6 seven 7 eight 8 nine 9 ten".split()
+# Each with the words that count as the answer, and all words that could be one; None: any token.
+ASKED = [
+    ("Is it red?", "Yes", "color", ["yes"], ["yes", "no"]),
+    ("How many are there?", "two", "count", ["two", "2"], NUMBERS),
+    ("What color is it?", "gray", "color", ["gray", "grey"], COLORS),
+    ("What is it?", "pinkish", None, None, None),
+]
+QUESTIONS = [{"question": asked, "answer": answer, "skill": skill} for asked, answer, skill, *_ in ASKED]
 
 
 @pytest.fixture(scope="module")
-def scenes():
-    rng = random.Random(0)
-    return [world.random_scene(rng) for _ in range(60)]
+def judge(tmp_path_factory) -> str:
+    return save_judge(tmp_path_factory.mktemp("judge"), WORDS)
 
 
-@pytest.fixture(scope="module")
-def images(scenes):
-    return [world.draw_scene(scene, random.Random(1)) for scene in scenes]
-
-
-def test_a_score_is_the_probability_of_the_answer_among_the_possible_ones(images):
-    """Against one forward pass for each question, without padding."""
-    processor = AutoProcessor.from_pretrained(JUDGE)
-    model = Qwen2VLForConditionalGeneration.from_pretrained(JUDGE, dtype=torch.float32).eval()
-    numbers = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
-    possible = {
-        "yes": ["yes", "no"],
-        "Two ": numbers,
-        "white": [*world.COLORS, "gray", "pink", "brown"],
-        "circle": None,
-    }
-    questions = ask_about(
-        ("Is there a red circle?", "yes", "object"),
-        ("How many squares are there?", "Two ", "count"),
-        ("What color is the background?", "white", "color"),
-        ("What shape is the red object?", "circle", "object"),
-    )
+def test_a_score_is_the_probability_of_the_answer_among_the_possible_ones(judge):
+    """Against one forward pass for each question, without padding, and every token decoded."""
+    processor, image = AutoProcessor.from_pretrained(judge), Image.new("RGB", (32, 32), "red")
+    model = Qwen2VLForConditionalGeneration.from_pretrained(judge).eval()
+    tokenizer = processor.tokenizer
+    read = [tokenizer.decode([token]).strip().lower() for token in range(len(tokenizer))]
+    begins = {tokenizer(text).input_ids[0] for text in ("pinkish", " pinkish", "Pinkish", " Pinkish")}
     expected = []
-    for item in questions:
+    for asked, _, _, answers, possible in ASKED:
         text = (
             "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>"
-            f"{item['question']} Answer in one word.<|im_end|>\n<|im_start|>assistant\n"
+            f"{asked} Answer in one word.<|im_end|>\n<|im_start|>assistant\n"
         )
         with torch.no_grad():
-            logits = model(**processor(text=[text], images=images[:1], return_tensors="pt")).logits[0, -1]
-        tokens = processor.tokenizer.convert_tokens_to_ids
-        words = possible[item["answer"]]
-        among = logits[tokens(words)] if words else logits
-        expected.append((logits[tokens(item["answer"].strip().lower())] - among.logsumexp(-1)).exp().item())
-    reward = load_reward("questions", model_name=JUDGE)
-    assert reward.ask(images[:1], ["a cat"], [questions])[0] == pytest.approx(expected, abs=1e-4)
+            logits = model(**processor(text=[text], images=[image], return_tensors="pt")).logits[0, -1]
+        tokens = [token for token, word in enumerate(read) if word in answers] if answers else [*begins]
+        among = [token for token, word in enumerate(read) if not possible or word in possible]
+        expected.append((logits[tokens].logsumexp(-1) - logits[among].logsumexp(-1)).exp().item())
+    assert max(expected) - min(expected) > 0.01
+    reward = load_reward("questions", model_name=judge, batch_size=3)
+    assert reward.ask([image], ["a cat"], [QUESTIONS])[0] == pytest.approx(expected, abs=1e-4)
 
 
-def test_the_score_is_the_mean_or_the_geometric_mean_and_has_a_part_for_each_skill(scenes, images):
-    columns = [users.questions_of(scene) for scene in scenes[:8]]
-    prompts = ["a cat"] * 8
-    reward = load_reward("questions", model_name=JUDGE)
-    answers = reward.ask(images[:8], prompts, columns)
-    for row, scores, items in zip(reward(images[:8], prompts, prompts, columns), answers, columns, strict=True):
-        colors = [score for score, item in zip(scores, items, strict=True) if item["skill"] == "color"]
-        assert row["score"] == pytest.approx(sum(scores) / len(scores)) and set(row) == {
-            "score", *(item["skill"] for item in items)
-        }  # fmt: skip
-        assert not colors or row["color"] == pytest.approx(sum(colors) / len(colors))
-    geometric = load_reward("questions", model_name=JUDGE, average="geometric")(images[:1], ["a"], ["b"], columns[:1])
-    assert geometric[0]["score"] == pytest.approx(torch.tensor(answers[0]).log().mean().exp().item(), rel=1e-4)
-
-
-def test_a_prompt_without_questions_is_judged_as_by_vqa(images):
-    prompts = ["a big red circle on a white background", "two blue squares"]
-    mixed = [ask_about(("Is there a red circle?", "yes", "object")), None]
-    scores = load_reward("questions", model_name=JUDGE)(images[:2], prompts, prompts, mixed)
-    assert scores[1] == {
-        "score": pytest.approx(load_reward("vqa", model_name=JUDGE)(images[1:2], prompts[1:], [""])[0])
-    }
-
-
-def test_the_tiny_judge_agrees_with_the_pixels(scenes, images):
-    """On images of the scene that is asked about, and of a near one, whose answers differ."""
-    near = [world.draw_scene(world.near_scene(scene, random.Random(2)), random.Random(3)) for scene in scenes]
-    shown = [*images, *near]
-    columns = [[{**row, "needs": []} for row in users.questions_of(scene)] for scene in [*scenes, *scenes]]
-    scores = load_reward("questions", model_name=JUDGE, batch_size=64).ask(shown, [""] * len(shown), columns)
-    agreed = [
-        (score > 0.5) == (world.answer_question(image, row["question"]) == row["answer"])
-        for image, found, rows in zip(shown, scores, columns, strict=True)
-        for score, row in zip(found, rows, strict=True)
-    ]
-    assert sum(agreed) / len(agreed) >= 0.95
-
-
-def test_another_average_is_refused():
+def test_the_score_is_the_mean_or_the_geometric_mean_and_has_a_part_for_each_skill(judge):
+    images, prompts = [Image.new("RGB", (32, 32), color) for color in ("red", "blue")], ["a cat"] * 2
+    reward = load_reward("questions", model_name=judge)
+    columns = [QUESTIONS, QUESTIONS[:1]]
+    (red, count, gray, other), alone = reward.ask(images, prompts, columns)
+    both, single = reward(images, prompts, prompts, columns)
+    assert both == pytest.approx(
+        {"score": (red + count + gray + other) / 4, "color": (red + gray) / 2, "count": count}, abs=1e-5
+    )
+    assert single == pytest.approx({"score": alone[0], "color": alone[0]}, abs=1e-5)
+    geometric = load_reward("questions", model_name=judge, average="geometric")(images, prompts, prompts, columns)
+    assert geometric[0]["score"] == pytest.approx((red * count * gray * other) ** 0.25, abs=1e-5)
     with pytest.raises(ValueError, match="average is 'median'; it must be mean or geometric"):
-        load_reward("questions", model_name=JUDGE, average="median")
+        load_reward("questions", model_name=judge, average="median")
+
+
+def test_a_prompt_without_questions_is_judged_as_by_vqa(judge):
+    images = [Image.new("RGB", (32, 32), color) for color in ("red", "blue")]
+    prompts = ["a red square", "a <|image_pad|> and a cat"]
+    scores = load_reward("questions", model_name=judge)(images, prompts, prompts, [QUESTIONS, None])
+    expected = load_reward("vqa", model_name=judge)(images[1:], prompts[1:], [""])
+    assert scores[1] == {"score": pytest.approx(expected[0], abs=1e-5)}
 
 
 def test_a_question_counts_0_if_one_that_it_needs_was_answered_wrong():

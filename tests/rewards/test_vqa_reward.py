@@ -9,6 +9,7 @@ from PIL import Image
 from transformers import AutoProcessor, Qwen2VLForConditionalGeneration
 
 import world
+from support.judge import save_judge
 from support.rewards import load_reward
 
 
@@ -19,18 +20,7 @@ PROMPTS = ["a big red circle on a white background", "red", 'say "yes"', "a <|im
 
 @pytest.fixture(scope="module")
 def judge(tmp_path_factory) -> str:
-    """The tiny Qwen2-VL with tokens for yes and no, which its own tokenizer spells: y-es, n-o."""
-    folder = str(tmp_path_factory.mktemp("judge"))
-    processor = AutoProcessor.from_pretrained(TINY_WORLD / "policy")
-    processor.tokenizer.add_tokens([*YES, *NO, *NEITHER])
-    processor.save_pretrained(folder)
-    model = Qwen2VLForConditionalGeneration.from_pretrained(TINY_WORLD / "policy", dtype=torch.float32)
-    torch.manual_seed(0)
-    model.resize_token_embeddings(len(processor.tokenizer), mean_resizing=False)
-    rows = model.get_input_embeddings().weight.data[-len([*YES, *NO, *NEITHER]) :]
-    rows.copy_(torch.randn(rows.shape) * 0.2)  # large enough for answers that differ
-    model.save_pretrained(folder)
-    return folder
+    return save_judge(tmp_path_factory.mktemp("judge"), [*YES, *NO, *NEITHER])
 
 
 @pytest.fixture(scope="module")

@@ -32,13 +32,22 @@ def test_training_that_changes_nothing_is_an_error(tmp_path):
 
 
 def test_a_group_is_drawn_from_the_same_seeds_and_each_step_from_others(tmp_path):
+    """And each job, also of a user's own prompt, has the columns of its row that the worker's rewards read."""
+    questions = [{"question": "Is there a cat?", "answer": "yes", "needs": [], "skill": "object"}]
+    rows = {"a cat": {"questions": questions}, "a dog": {"questions": None}}
+    lines = [json.dumps({"user_prompt": prompt, "n": 1} | row) for prompt, row in rows.items()]
+    (tmp_path / "few.jsonl").write_text("\n".join(lines))
     worker = StubWorker()
-    trainer = make_trainer(tmp_path, worker, images_per_prompt=2)
+    worker.columns = ["questions"]
+    trainer = make_trainer(tmp_path, worker, prompts=tmp_path / "few.jsonl", images_per_prompt=2, log_gain=True)
     trainer.train()
-    for step, jobs in enumerate(worker.batches):
+    assert {job.prompt == job.user_prompt for jobs in worker.batches for job in jobs} == {True, False}
+    for batch, jobs in enumerate(worker.batches):
         seeds = {}
         for job in jobs:
             seeds.setdefault(job.user_prompt, set()).add(job.seed)
+            assert json.loads(job.columns) == ({"questions": questions} if job.user_prompt == "a cat" else {})
+        step = batch // 2  # the rewrites, and then the user prompts
         assert seeds == {prompt: set(paired_seeds(trainer.args.seed, step, prompt, 2)) for prompt in seeds}
 
 
