@@ -50,13 +50,14 @@ from brushup.prompts.template import build_messages
 from brushup.render.renderer import Renderer
 from brushup.rewards.clip import ClipReward
 from brushup.rewards.questions import ASK, QuestionsReward
-from brushup.rewards.vqa import QUESTION
+from brushup.rewards.image_text_model import DOES_IT_SHOW
 
 
 PARTS = ("prompts", "generator", "scorer", "judge", "policy")
 TEXT_LENGTH = 24  # tokens that the generator's text encoders read: a canonical caption has at most 22
 SCORER_TEXT_LENGTH = 64  # the longest user prompts have more
 GENERATOR_BATCH, GENERATOR_STEPS = 32, 5000
+SCORER_STEPS = 4000
 VISION_STEPS, DESCRIBE_STEPS, JUDGE_STEPS = 300, 1500, 1500
 REWRITE_STEPS, POLICY_STEPS = 2200, 500
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -244,7 +245,46 @@ def train_generator(output: Path, scale: float, seed: int) -> None:
     pipeline.to(torch.float16).save_pretrained(output / "generator")
 
 
+# ------------------------------------------------------------------------------------------------ what a part shows
+
+# Background, shape, colour and size; None: nothing is there.
+KINDS = (tuple(world.BACKGROUNDS), (*world.SHAPES, None), (*world.COLORS, None), (*world.SIZES, None))
+
+
+def part_labels(pictures: list[Image.Image]) -> torch.Tensor:
+    """Return the places in `KINDS` of what each of an image's nine parts shows, (n, 9, 4), as the checker reads it."""
+    labels = torch.zeros(len(pictures), 9, 4, dtype=torch.long)
+    labels[..., 1:] = torch.tensor([len(names) - 1 for names in KINDS[1:]])
+    side = world.PICTURE_SIZE // 3
+    for row, picture in enumerate(pictures):
+        seen = world.read_picture(picture)
+        labels[row, :, 0] = KINDS[0].index(seen["background"])
+        for shape in seen["objects"]:
+            place = 3 * int(shape["y"] // side) + int(shape["x"] // side)
+            values = [names.index(shape[name]) for names, name in zip(KINDS[1:], world.LOOK, strict=True)]
+            labels[row, place, 1:] = torch.tensor(values)
+    return labels.to(DEVICE)
+
+
 # ------------------------------------------------------------------------------------------------------- the scorer
+
+
+def pretrain_clip_vision(model: open_clip.CLIP, normalize: Callable, steps: int, rng: random.Random) -> None:
+    """Train the image tower to tell what each part of an image shows; contrast alone teaches it that far slower."""
+    head = torch.nn.Linear(model.visual.transformer.width, sum(map(len, KINDS))).to(DEVICE)
+
+    def loss() -> torch.Tensor:
+        pictures = [world.draw_scene(world.random_scene(rng), rng) for _ in range(64)]
+        with torch.autocast(DEVICE, torch.bfloat16):
+            _, tokens = model.visual(normalize(to_tensor(pictures) / 2 + 0.5))
+            tokens = F.avg_pool2d(tokens.mT.unflatten(2, (6, 6)), 2).flatten(2).mT  # (n, 9, width)
+            logits = head(tokens).float().split([len(names) for names in KINDS], dim=-1)
+        labels = part_labels(pictures).unbind(-1)
+        return sum(F.cross_entropy(found.mT, wanted) for found, wanted in zip(logits, labels, strict=True))
+
+    model.visual.output_tokens = True
+    optimize("vision", [*model.visual.parameters(), *head.parameters()], loss, steps, lr=2e-3)
+    model.visual.output_tokens = False
 
 
 def train_scorer(output: Path, scale: float, seed: int) -> None:
@@ -276,6 +316,9 @@ def train_scorer(output: Path, scale: float, seed: int) -> None:
     preprocess = {"mean": open_clip.OPENAI_DATASET_MEAN, "std": open_clip.OPENAI_DATASET_STD}
     mean, std = (torch.tensor(preprocess[name], device=DEVICE).view(1, 3, 1, 1) for name in ("mean", "std"))
 
+    def normalize(pictures: torch.Tensor) -> torch.Tensor:
+        return (pictures - mean) / std
+
     def text_of(scene: dict) -> str:
         if rng.random() < 0.35:
             return world.caption(scene)
@@ -294,14 +337,16 @@ def train_scorer(output: Path, scale: float, seed: int) -> None:
         length = SCORER_TEXT_LENGTH
         tokens = tokenizer(texts, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
         with torch.autocast(DEVICE, torch.bfloat16):
-            features = model((pictures - mean) / std, tokens.input_ids.to(DEVICE))
+            features = model(normalize(pictures), tokens.input_ids.to(DEVICE))
         return loss_function(**{name: value.float() for name, value in features.items()})
 
     @torch.no_grad()
     def limit_scale() -> None:
         model.logit_scale.clamp_(max=4.6052)  # 100, as in CLIP
 
-    optimize("scorer", list(model.parameters()), clip_loss, max(2, int(2000 * scale)), lr=1.5e-3, after=limit_scale)
+    pretrain_clip_vision(model, normalize, max(2, int(600 * scale)), rng)
+    steps = max(2, int(SCORER_STEPS * scale))
+    optimize("scorer", list(model.parameters()), clip_loss, steps, lr=1.5e-3, after=limit_scale)
     folder = output / "scorer"
     folder.mkdir(parents=True, exist_ok=True)
     weights = {name: value.half().contiguous() for name, value in model.state_dict().items()}
@@ -361,7 +406,7 @@ def picture_examples(count: int, rng: random.Random, easy: float = 0.0) -> list[
                 examples.append((picture, ASK.format(question), world.answer_question(seen, question)))
             else:
                 prompt, said = users.user_prompt(asked, rng.choice((*users.CATEGORIES, "korean")), rng, "all")
-                examples.append((picture, QUESTION.format(prompt), "yes" if world.shows(seen, said) else "no"))
+                examples.append((picture, DOES_IT_SHOW.format(prompt), "yes" if world.shows(seen, said) else "no"))
     return examples[:count]
 
 
@@ -412,7 +457,7 @@ def train_qwen_tokenizer(rng: random.Random) -> Qwen2Tokenizer:
     texts += [ASK.format(users.any_question(world.random_scene(rng), rng)) for _ in range(2000)]
     answers = ["yes", "no", "unclear", *world.NUMBER_WORDS, *world.COLORS, *world.BACKGROUNDS, *world.SHAPES]
     texts += [
-        "\n".join([build_messages("")[0]["content"], QUESTION, DESCRIBE, *answers, "assistant\nsystem\nuser\n"])
+        "\n".join([build_messages("")[0]["content"], DOES_IT_SHOW, DESCRIBE, *answers, "assistant\nsystem\nuser\n"])
     ] * 200
     tokenizer = Qwen2Tokenizer().train_new_from_iterator(texts, 1500, new_special_tokens=specials, show_progress=False)
     tokenizer.eos_token, tokenizer.pad_token = "<|im_end|>", "<|endoftext|>"
