@@ -18,7 +18,7 @@ from transformers.models.blip.modeling_blip_text import BlipTextModel
 
 import world
 from brushup.rewards.image_reward import DEVIATION, MEAN
-from brushup.rewards.vqa import QUESTION
+from brushup.rewards.image_text_model import DOES_IT_SHOW as QUESTION
 from support.rewards import load_reward
 
 
