@@ -146,7 +146,7 @@ def evaluate_prompts(
         images_kept: the number of rows whose first image is kept.
     """
     jobs = evaluation_jobs(prompts, rows, worker.columns, images_per_prompt, seed)
-    before = worker.images_drawn
+    answers, before = list(answers or [None] * len(rows)), worker.images_drawn
     try:
         with progress("rendering", len(set(jobs)), lambda: worker.images_drawn - before):
             results = worker.submit(jobs, return_images=True).result() if jobs else []
@@ -158,7 +158,7 @@ def evaluate_prompts(
     except Exception as error:
         by_row = [[RenderResult.failed(error)]] * len(rows)
         scores, accuracy, errors = [{}] * len(rows), [None] * len(rows), []
-    images = [row_results[0].image if row < images_kept else None for row, row_results in enumerate(by_row)]
+    images = [row_results[0].image for row_results in by_row[:images_kept]] + [None] * (len(rows) - images_kept)
     return Arm(
         user_prompts=[row["user_prompt"] for row in rows],
         prompts=list(prompts),
