@@ -10,6 +10,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from brushup.common import default_device
 
 
+DOES_IT_SHOW = 'Does this picture show "{}"? Answer yes or no.'
 # The tokens of the expected answer, and of all possible ones; None: every token.
 Answer = tuple[list[int], list[int] | None]
 

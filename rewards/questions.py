@@ -22,8 +22,7 @@ from typing import Literal
 
 from PIL import Image
 
-from brushup.rewards.image_text_model import Answer, ImageTextModel
-from brushup.rewards.vqa import QUESTION
+from brushup.rewards.image_text_model import DOES_IT_SHOW, Answer, ImageTextModel
 
 
 ASK = "{} Answer in one word."
@@ -92,7 +91,7 @@ class QuestionsReward:
         """Return the score of each question to each image, 0..1; of a prompt without questions that of `vqa`."""
         asked = [
             [(ASK.format(item["question"]), self._answer(item["answer"])) for item in items or ()]
-            or [(QUESTION.format(user_prompt), self._answer("yes"))]
+            or [(DOES_IT_SHOW.format(user_prompt), self._answer("yes"))]
             for items, user_prompt in zip(questions, user_prompts, strict=True)
         ]
         shown = [image for image, row in zip(images, asked, strict=True) for _ in row]

@@ -12,10 +12,7 @@ takes). Any image-text model does that has a chat template, and yes and no among
 
 from PIL import Image
 
-from brushup.rewards.image_text_model import ImageTextModel
-
-
-QUESTION = 'Does this picture show "{}"? Answer yes or no.'
+from brushup.rewards.image_text_model import DOES_IT_SHOW, ImageTextModel
 
 
 class VQAReward:
@@ -44,4 +41,4 @@ class VQAReward:
 
     def __call__(self, images: list[Image.Image], user_prompts: list[str], prompts: list[str]) -> list[float]:
         """Return the probability of yes for each image and its user prompt; `prompts` (the rewrites) do not count."""
-        return self.model.probabilities(images, [(QUESTION.format(prompt), self.yes) for prompt in user_prompts])
+        return self.model.probabilities(images, [(DOES_IT_SHOW.format(prompt), self.yes) for prompt in user_prompts])

@@ -145,13 +145,8 @@ def evaluate_prompts(
         answers: the policy's completions, for rewards that look at them; None if no policy wrote the prompts.
         images_kept: the number of rows whose first image is kept.
     """
-    jobs = [
-        RenderJob(prompt, row["user_prompt"], image_seed, for_evaluation=True, columns=columns_of(row, worker.columns))
-        for prompt, row in zip(prompts, rows, strict=True)
-        for image_seed in paired_seeds(seed, "validation", row["user_prompt"], images_per_prompt)
-    ]
-    answers = list(answers or [None] * len(rows))
-    before = worker.images_drawn
+    jobs = evaluation_jobs(prompts, rows, worker.columns, images_per_prompt, seed)
+    answers, before = list(answers or [None] * len(rows)), worker.images_drawn
     try:
         with progress("rendering", len(set(jobs)), lambda: worker.images_drawn - before):
             results = worker.submit(jobs, return_images=True).result() if jobs else []
@@ -163,7 +158,7 @@ def evaluate_prompts(
     except Exception as error:
         by_row = [[RenderResult.failed(error)]] * len(rows)
         scores, accuracy, errors = [{}] * len(rows), [None] * len(rows), []
-    images = [row_results[0].image if row < images_kept else None for row, row_results in enumerate(by_row)]
+    images = [row_results[0].image for row_results in by_row[:images_kept]] + [None] * (len(rows) - images_kept)
     return Arm(
         user_prompts=[row["user_prompt"] for row in rows],
         prompts=list(prompts),
@@ -182,6 +177,17 @@ def evaluate_prompts(
         errors=[result.error for row_results in by_row for result in row_results if result.error] + errors,
         answers=answers,
     )
+
+
+def evaluation_jobs(
+    prompts: Sequence[str], rows: Sequence[dict], columns: Sequence[str], images_per_prompt: int, seed: int
+) -> list[RenderJob]:
+    """Return the jobs of each prompt, for its held-out row; `columns` of the row go with them."""
+    return [
+        RenderJob(prompt, row["user_prompt"], image_seed, for_evaluation=True, columns=columns_of(row, columns))
+        for prompt, row in zip(prompts, rows, strict=True)
+        for image_seed in paired_seeds(seed, "validation", row["user_prompt"], images_per_prompt)
+    ]
 
 
 def text_scores(

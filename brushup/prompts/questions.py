@@ -21,7 +21,10 @@ def fault_of_questions(questions: Any) -> str | None:
         for name in ("question", "answer"):
             if not isinstance(item.get(name), str) or not item[name].strip():
                 return f"[{place}] has no text `{name}`: {item!r:.80}"
-        for need in item.get("needs") or ():
+        needs = item.get("needs") or []
+        if not isinstance(needs, list):
+            return f"[{place}] has `needs` that are no list: {needs!r:.60}"
+        for need in needs:
             if type(need) is not int or not 0 <= need < place:
                 return f"[{place}] needs {need!r}: `needs` must hold places of questions before it, from 0"
         if not isinstance(item.get("skill", ""), str | None):

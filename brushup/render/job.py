@@ -148,7 +148,11 @@ def paired_seeds(run_seed: int, salt: int | str, user_prompt: str, count: int) -
 
 
 def mean_scores(results: Sequence[RenderResult]) -> dict[str, float]:
-    """Return the mean of each image reward over the images of one rewrite; empty if there are none or one failed."""
+    """Return the mean of each image reward over the images of one rewrite; empty if there are none or one failed.
+
+    A part of a reward, such as `questions/color`, that not every image has is left out.
+    """
     if not results or any(result.error for result in results):
         return {}
-    return {name: sum(r.scores[name] for r in results) / len(results) for name in results[0].scores}
+    names = [name for name in results[0].scores if all(name in result.scores for result in results)]
+    return {name: sum(result.scores[name] for result in results) / len(results) for name in names}

@@ -9,7 +9,7 @@ from conftest import RENDER_KWARGS as CALL
 from PIL import Image
 
 import world
-from brushup.render.job import RenderJob, columns_of, paired_seeds
+from brushup.render.job import RenderJob, columns_of, mean_scores, paired_seeds
 from brushup.render.renderer import RenderedImage
 from brushup.render.worker import LocalWorker
 from brushup.rewards.open_clip_backbone import open_clip_backbone
@@ -38,7 +38,9 @@ def test_a_reward_gets_the_columns_that_it_names_and_may_score_in_parts(renderer
     assert worker.columns == ["questions"]
     rows = [{"questions": ["Is it red?", "Is it big?"], "scene": 1}, {"scene": 2}]
     jobs = [RenderJob(RED, RED, 1, columns=columns_of(row, worker.columns)) for row in rows]
-    assert [result.scores for result in worker.score(jobs)] == [{"colors": 2, "colors/red": 1.0}, {"colors": 0.0}]
+    results = worker.score(jobs)
+    assert [result.scores for result in results] == [{"colors": 2, "colors/red": 1.0}, {"colors": 0.0}]
+    assert mean_scores(results) == {"colors": 1.0}  # were they images of one rewrite: not each has the part
 
 
 def test_submit_gives_what_score_gives(worker):

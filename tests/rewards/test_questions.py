@@ -91,6 +91,7 @@ def test_a_question_counts_0_if_one_that_it_needs_was_answered_wrong():
         (["Is it red?"], r"\[0\] must be a mapping"),
         ([{"question": "Is it red?"}], r"\[0\] has no text `answer`"),
         ([{"question": "Is it red?", "answer": "yes", "needs": [0]}], r"\[0\] needs 0: .* places of questions before"),
+        ([{"question": "Is it red?", "answer": "yes", "needs": 1}], r"\[0\] has `needs` that are no list: 1"),
         ([{"question": "Is it red?", "answer": "yes", "skill": 1}], r"\[0\] has a `skill` that is no text"),
     ],
 )
