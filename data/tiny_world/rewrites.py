@@ -13,8 +13,8 @@ QUALITIES = {"good": 0.25, "sloppy": 0.6, "wrong": 0.15}
 
 
 def _is_weak(word: str) -> bool:
-    """Return whether the policy tends to copy this word instead of translating it: a fifth of the words, by chance."""
-    return sum(map(ord, word)) % 5 == 0
+    """Return whether the policy tends to copy this word, not to translate it: a quarter of the words, by chance."""
+    return sum(map(ord, word)) % 4 == 0
 
 
 def _sloppy(scene: dict, said: dict, spoken: dict[str, str], rng: random.Random) -> str:

@@ -543,32 +543,40 @@ def questions_of(scene: dict) -> list[dict]:
     return rows
 
 
-def any_question(scene: dict, rng: random.Random) -> str:
-    """Return a question about an image of a complete scene, whose answer may be no, zero or unclear."""
+def any_question(scene: dict, seen: dict, rng: random.Random) -> str:
+    """Return a question about an image, to which yes is as frequent as no.
+
+    Args:
+        scene: a complete scene like that of the image.
+        seen: the image as `world.read_picture` has it.
+    """
+    kind = rng.choices(("exists", "count", "relation", "value", "background"), (30, 22, 25, 18, 5))[0]
+    if kind == "background":
+        return "What color is the background?"
+    if kind == "relation" and len(seen["objects"]) > 1:
+        first, second = rng.sample(seen["objects"], 2)
+        relation = rng.choice(list(world.RELATIONS))
+        if rng.random() < 0.5:  # one that holds
+            wide = abs(first["x"] - second["x"]) > abs(first["y"] - second["y"])
+            relation = ("left of", "right of") if wide else ("above", "below")
+            relation = relation[first["x"] > second["x"] if wide else first["y"] > second["y"]]
+        names = [_look({**shape, "size": None}) for shape in (first, second)]
+        return f"Is the {names[0]} {relation} the {names[1]}?"
     group = rng.choice(scene["objects"])
-    other = {
-        "shape": rng.choice(world.SHAPES),
-        "color": rng.choice(list(world.COLORS)),
-        "size": rng.choice(list(world.SIZES)),
-    }
-    kind = rng.choices(("expected", "exists", "count", "relation", "value"), (55, 15, 10, 12, 8))[0]
-    if kind == "relation" and len(scene["objects"]) > 1:
-        first, second = (_look({**of, "size": None}) for of in rng.sample(scene["objects"], 2))
-        return f"Is the {first} {rng.choice(list(world.RELATIONS))} the {second}?"
-    if kind == "exists":
-        name = rng.choice(world.LOOK)
-        shown = rng.choice((group, {**group, name: other[name]}, other))
-        return f"Is there {_with_article(_look({**shown, 'size': rng.choice((None, None, shown['size']))}))}?"
-    if kind == "count":
-        shown = rng.choice(
-            ({**group, "size": None}, {**group, "size": None, "color": None}, dict.fromkeys(world.LOOK))
-        )
-        return f"How many {world.plural(_look(shown))} are there?"
     if kind == "value":
-        name = rng.choice(world.LOOK)
-        shown = {**group, name: None} | ({} if name == "size" else {"size": None})
-        return f"What {name} is the {_look(shown)}?"
-    return rng.choice(questions_of(scene))["question"]
+        asked, said = rng.choice((("shape", ["color"]), ("color", ["shape"]), ("size", ["color", "shape"])))
+        return f"What {asked} is the {_look(dict.fromkeys(world.LOOK) | {name: group[name] for name in said})}?"
+    said = rng.choice((["color", "shape"], ["color", "shape"], ["size", "color", "shape"], ["shape"], ["color"]))
+    if kind == "count":
+        said = [name for name in said if name != "size"]
+    look = dict.fromkeys(world.LOOK) | {name: group[name] for name in said}
+    if rng.random() < (0.25 if kind == "count" else 0.6):
+        name = rng.choice(said)
+        values = {"shape": world.SHAPES, "color": list(world.COLORS), "size": list(world.SIZES)}[name]
+        look[name] = rng.choice([value for value in values if value != group[name]])
+    if kind == "count":
+        return f"How many {world.plural(_look(look))} are there?"
+    return f"Is there {_with_article(_look(look))}?"
 
 
 # --------------------------------------------------------------------------------------------------------------- rows
