@@ -5,8 +5,9 @@
 
 A `StableDiffusion3Pipeline` (generator/) learns to render one style of caption, an OpenCLIP model (scorer/) to match
 images with every style, a `Qwen2VLForConditionalGeneration` (judge/) to answer questions about images, and from there
-another (policy/) to answer with rewrites of mixed quality, so that GRPO has something to improve. At the end all parts
-are loaded from disk and measured; the report goes to README.md in the output folder. A GPU is used when there is one.
+another (policy/) to answer with rewrites of mixed quality, so that GRPO has something to improve. Each has a program of
+its own; at the end all are loaded from disk and measured, and the report goes to README.md in the output folder. A GPU
+is used when there is one.
 """
 
 import argparse
@@ -39,8 +40,9 @@ def write_prompts(output: Path, scale: float, seed: int) -> None:
         print(f"{output / name}.jsonl: {count} prompts, e.g. {rows[0]['user_prompt']!r}")
 
 
-def write_report(output: Path, seconds: dict[str, float], seed: int) -> None:
-    results = measure(output, seed)
+def write_report(output: Path, scale: float, seed: int, seconds: dict[str, float]) -> None:
+    count = max(20, int(500 * min(1, scale)))
+    results = measure(output, seed, count)
     lines = [
         "| measured on the files in this folder | value | aim | |",
         "| --- | --- | --- | --- |",
@@ -54,21 +56,20 @@ def write_report(output: Path, seconds: dict[str, float], seed: int) -> None:
 
 Made by `python data/tiny_world/build.py --output data/tiny_world --seed {seed}`; nothing in it comes from elsewhere.
 
-- `policy/`: a `Qwen2VLForConditionalGeneration` that sees, fine-tuned on rewrites of mixed quality.
-- `judge/`: the same before it learnt to rewrite: it answers questions about pictures.
+- `judge/`: a `Qwen2VLForConditionalGeneration` that answers questions about images, for the reward `questions`.
+- `policy/`: the same model, trained on to answer with rewrites of mixed quality, so that GRPO has something to improve.
 - `generator/`: a `StableDiffusion3Pipeline` without T5 that draws 48x48 pictures and knows one caption style.
 - `scorer/`: an OpenCLIP model that understands that style and users' words, English and Korean.
-- `train.jsonl`, `validation.jsonl`: users' prompts. Each of validation asks for a pair of colour and shape that
-  neither a training prompt nor a rewrite that the policy was fine-tuned on names; many have words and patterns of
-  their own.
+- `train.jsonl`, `validation.jsonl`: users' prompts. Each of validation asks for a pair of colour and shape that no
+  training prompt asks for; a third of its words and patterns are in no training prompt, either.
 - `hand_written.jsonl`: 60 prompts that no pattern made.
 
 ![real pictures above, the generator's below](pictures.png)
 
 {table}
 
-Each share is of 500 (of 64 prompts for the different answers); pictures are judged by a checker that reads the pixels
-(`world.py`). {size:.1f} MB in all. Trained on {machine}: {timing}.
+Each share is of {count} (of 64 prompts for the different answers); pictures are judged by a checker that reads the
+pixels (`world.py`). {size:.1f} MB in all. Trained on {machine}: {timing}.
 """
     (output / "README.md").write_text(report)
     print("\n" + report)
@@ -95,7 +96,7 @@ def main() -> None:
         builders[part](arguments.output, arguments.scale, arguments.seed)
         seconds[part] = round(time.time() - start)
     if all((arguments.output / part).exists() for part in ("generator", "scorer", "judge", "policy")):
-        write_report(arguments.output, seconds, arguments.seed)
+        write_report(arguments.output, arguments.scale, arguments.seed, seconds)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from brushup.rewards.questions import QuestionsReward
 from learning import DEVICE
 
 
-def measure(output: Path, seed: int, count: int = 500) -> list[tuple[str, float, str, bool]]:
+def measure(output: Path, seed: int, count: int) -> list[tuple[str, float, str, bool]]:
     """Measure the parts, loaded from disk: (name, value in 0..1, the aim, whether it is met) of each."""
     rng = random.Random(seed + 1000)
     scenes = [world.random_scene(rng) for _ in range(count)]

@@ -33,14 +33,13 @@ def mixed_rewrite(scene: dict, said: dict, spoken: dict[str, str], rng: random.R
     """Return an answer of mixed quality; one in twelve is wrapped in chatter, one in seventy is empty.
 
     A good answer is the canonical caption of the `scene`. A sloppy one keeps words of the user (`spoken`) that the
-    generator does not know. A wrong one is the caption of a near scene. None names an unseen pair.
+    generator does not know. A wrong one is the caption of a near scene.
     """
     quality = rng.choices(list(QUALITIES), QUALITIES.values())[0]
     if quality == "sloppy":
         answer = _sloppy(scene, said, spoken, rng)
     else:
-        near = world.near_scene(scene, rng) if quality == "wrong" else scene
-        answer = world.caption(scene if world.is_unseen(near) else near)
+        answer = world.caption(world.near_scene(scene, rng) if quality == "wrong" else scene)
     if rng.random() < 0.08:
         answer = rng.choice(WRAPPINGS).format(answer)
     return answer if rng.random() > 0.015 else ""

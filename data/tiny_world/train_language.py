@@ -21,6 +21,7 @@ import rewrites
 import users
 import world
 from brushup.prompts.template import build_messages
+from brushup.rewards.image_text_model import DOES_IT_SHOW
 from brushup.rewards.questions import ASK
 from learning import DEVICE, KINDS, optimize, part_labels
 
@@ -57,11 +58,18 @@ def description(seen: dict) -> str:
 
 
 def questions_about(scene: dict, picture: Image.Image, count: int, rng: random.Random) -> list[tuple[str, str]]:
-    """Return `count` questions about an image of a scene, with the checker's answers; the first asks for a
-    description."""
+    """Return `count` questions about an image of a scene, with the checker's answers.
+
+    The first asks for a description, the second whether the image shows a caption or a user's prompt.
+    """
     seen = world.read_picture(picture)
+    about = scene if rng.random() < 0.5 else world.near_scene(scene, rng)
+    prompt, said = world.caption(about), about
+    if rng.random() < 0.5:
+        prompt, said = users.user_prompt(about, rng.choice((*users.CATEGORIES, "korean")), rng, "words")
     rows = [(DESCRIBE, description(seen))]
-    for _ in range(count - 1):
+    rows.append((DOES_IT_SHOW.format(prompt), "yes" if world.shows(seen, said) else "no"))
+    for _ in range(count - 2):
         about = scene if rng.random() < 0.85 else world.near_scene(scene, rng)
         question = users.any_question(about, seen, rng)
         rows.append((ASK.format(question), world.answer_question(seen, question)))

@@ -3,7 +3,7 @@
 A prompt is a *body* (the groups of shapes and their relations) in a *frame* (the sentence around it, with the
 background). Frames, bodies and words in the `HELD_OUT` collections are for validation alone: no training prompt has
 one. The policy was pretrained on the held-out words (as a real one knows words that its training prompts lack), but
-never on a held-out frame, a held-out body, or a pair of `world.UNSEEN_PAIRS`.
+never on a held-out frame or body.
 """
 
 import itertools

@@ -54,8 +54,7 @@ MIN_OFFSET = 6  # pixels between two centres, along the relation's direction, fo
 # The kinds of scene, and how often each is drawn.
 KINDS = {"single": 10, "count": 15, "pair": 10, "pair_relation": 30, "groups": 10, "triple": 10, "triple_relation": 15}
 
-# The odd pairs of this world: neither a training prompt nor a rewrite that the policy was fine-tuned on names one.
-# Each image that validation asks for has at least one.
+# The odd pairs of this world: no training prompt asks for one. Each image that validation asks for has at least one.
 UNSEEN_PAIRS = frozenset(
     {
         ("red", "circle"),

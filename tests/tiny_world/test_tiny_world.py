@@ -1,10 +1,12 @@
 import json
 import random
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
-from conftest import TINY_WORLD
+from conftest import REPOSITORY, TINY_WORLD
 from PIL import Image, ImageFilter
 
 import rewrites
@@ -167,3 +169,40 @@ def test_the_policy_learns_from_rewrites_of_mixed_quality():
         prompt, said, spoken = users.spoken_prompt(scene, rng.choice(users.CATEGORIES), rng, "words")
         good += rewrites.says(rewrites.mixed_rewrite(scene, said, spoken, rng), said)
     assert 60 <= good <= 180
+
+
+# ---------------------------------------------------------------------------------------------------- the models
+
+
+def shipped_files():
+    """The built files in the repository, without the programs that build them, and the prompts written by hand."""
+    files = [file for file in TINY_WORLD.rglob("*") if file.is_file() and file.suffix not in (".py", ".pyc")]
+    return {str(file.relative_to(TINY_WORLD)) for file in files} - {"hand_written.jsonl"}
+
+
+def test_the_folder_is_small():
+    files = [TINY_WORLD / name for name in shipped_files()]
+    assert sum(file.stat().st_size for file in files) <= 20e6
+    assert not [file for file in files if file.suffix in (".bin", ".pt", ".pkl", ".ckpt")]
+
+
+def test_captions_are_drawn_right_and_users_prompts_are_not(renderer, validation_rows):
+    rng = random.Random(3)
+    scenes = [world.random_scene(rng) for _ in range(40)]
+    images = renderer.render([(world.caption(scene), index) for index, scene in enumerate(scenes)])
+    assert sum(world.check_pictures(images, scenes)) >= 36
+    rows = validation_rows[:40]
+    images = renderer.render([(row["user_prompt"], index) for index, row in enumerate(rows)])
+    assert sum(world.check_pictures(images, [row["scene"] for row in rows])) <= 4
+
+
+@pytest.mark.nightly
+def test_the_script_rebuilds_every_part(tmp_path):
+    """All of the code with a few steps of training: the models are bad, the files are whole."""
+    command = [sys.executable, "data/tiny_world/build.py", "--output", str(tmp_path), "--scale", "0.002"]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-2000:]
+    built = {str(file.relative_to(tmp_path)) for file in tmp_path.rglob("*") if file.is_file()}
+    assert built == shipped_files()
+    for name in ("train.jsonl", "validation.jsonl"):
+        assert (tmp_path / name).read_text() == (TINY_WORLD / name).read_text()
