@@ -5,8 +5,8 @@
 
 A `StableDiffusion3Pipeline` (generator/) learns to render one style of caption, an OpenCLIP model (scorer/) to match
 images with every style, a `Qwen2VLForConditionalGeneration` (judge/) to answer questions about images, and from there
-another (policy/) to answer with rewrites of mixed quality, so that GRPO has something to improve. Each has a program of
-its own; at the end all are loaded from disk and measured, and the report goes to README.md in the output folder. A GPU
+another (policy/) to answer with rewrites of mixed quality, so that GRPO has something to improve. Each has a program
+of its own; at the end all are loaded from disk and measured; the report goes to README.md in the output folder. A GPU
 is used when there is one.
 """
 
@@ -57,7 +57,7 @@ def write_report(output: Path, scale: float, seed: int, seconds: dict[str, float
 Made by `python data/tiny_world/build.py --output data/tiny_world --seed {seed}`; nothing in it comes from elsewhere.
 
 - `judge/`: a `Qwen2VLForConditionalGeneration` that answers questions about images, for the reward `questions`.
-- `policy/`: the same model, trained on to answer with rewrites of mixed quality, so that GRPO has something to improve.
+- `policy/`: the same model, trained on to write rewrites of mixed quality, so that GRPO has something to improve.
 - `generator/`: a `StableDiffusion3Pipeline` without T5 that draws 48x48 pictures and knows one caption style.
 - `scorer/`: an OpenCLIP model that understands that style and users' words, English and Korean.
 - `train.jsonl`, `validation.jsonl`: users' prompts. Each of validation asks for a pair of colour and shape that no
