@@ -235,7 +235,10 @@ HELD_OUT_FRAMES = {
     ),
     "korean_no_background": ("{body} 하나만 부탁해요",),
 }
-CATEGORIES = ("plain", "order", "terse", "polite", "chatter", "negation", "left_out", "typo", "capitals", "korean")
+CATEGORIES = (
+    *("plain", "order", "terse", "polite", "chatter", "negation", "left_out", "typo", "capitals", "korean"),
+    "caption",  # of users who know how the generator likes it: nothing to improve, but something to spoil
+)
 
 # A body of two groups and a relation. {rel} and {inverse} are the user's words for "first is ... of second" and
 # "second is ... of first"; {first_side} and {second_side} are places ("left", "top"); {it} is it or them.
@@ -476,6 +479,8 @@ def spoken_prompt(
     Returns:
         The prompt; the scene with what was left out as None; the user's word for each of the world's words.
     """
+    if category == "caption":
+        return world.caption(scene), scene, {}
     if category == "left_out" or (category not in ("order", "plain") and rng.random() < 0.15):
         scene = leave_out(scene, rng)
     speaker = Speaker(rng, category, held_out)
