@@ -82,4 +82,6 @@ def part_labels(pictures: list[Image.Image]) -> torch.Tensor:
 
 def user_texts(count: int, rng: random.Random) -> list[str]:
     categories = (*users.CATEGORIES, "korean")
-    return [users.user_prompt(world.random_scene(rng), rng.choice(categories), rng, "all")[0] for _ in range(count)]
+    return [
+        users.user_prompt(world.random_scene(rng), rng.choice(categories), rng, held_out=True)[0] for _ in range(count)
+    ]

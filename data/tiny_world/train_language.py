@@ -43,7 +43,7 @@ def rewrite_example(rng: random.Random, mixed: bool) -> tuple[str, str]:
     """Return a user prompt and a rewrite, good or of mixed quality."""
     scene = world.random_scene(rng)
     category = rng.choice((*users.CATEGORIES, "korean", "korean"))
-    prompt, said, spoken = users.spoken_prompt(scene, category, rng, rng.choice(("words", None)))
+    prompt, said, spoken = users.spoken_prompt(scene, category, rng, rng.choice((True, False)))
     return prompt, rewrites.mixed_rewrite(scene, said, spoken, rng) if mixed else world.caption(scene)
 
 
@@ -66,7 +66,7 @@ def questions_about(scene: dict, picture: Image.Image, count: int, rng: random.R
     about = scene if rng.random() < 0.5 else world.near_scene(scene, rng)
     prompt, said = world.caption(about), about
     if rng.random() < 0.5:
-        prompt, said = users.user_prompt(about, rng.choice((*users.CATEGORIES, "korean")), rng, "words")
+        prompt, said = users.user_prompt(about, rng.choice((*users.CATEGORIES, "korean")), rng, True)
     rows = [(DESCRIBE, description(seen))]
     rows.append((DOES_IT_SHOW.format(prompt), "yes" if world.shows(seen, said) else "no"))
     for _ in range(count - 2):

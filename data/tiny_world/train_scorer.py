@@ -74,7 +74,7 @@ def train_scorer(output: Path, scale: float, seed: int) -> None:
         if rng.random() < 0.35:
             return world.caption(scene)
         category = rng.choice((*users.CATEGORIES, "korean"))
-        return users.user_prompt(scene, category, rng, rng.choice(("all", None)))[0]
+        return users.user_prompt(scene, category, rng, rng.choice((True, False)))[0]
 
     def clip_loss() -> torch.Tensor:
         batch = []

@@ -2,8 +2,7 @@
 
 A prompt is a *body* (the groups of shapes and their relations) in a *frame* (the sentence around it, with the
 background). Frames, bodies and words in the `HELD_OUT` collections are for validation alone: no training prompt has
-one. The policy was pretrained on the held-out words (as a real one knows words that its training prompts lack), but
-never on a held-out frame or body.
+one. The policy was pretrained on them, too, as a real one knows words and phrases that its training prompts lack.
 """
 
 import itertools
@@ -300,30 +299,28 @@ class Speaker:
 
     Args:
         category: of `CATEGORIES`.
-        held_out: a third of the choices are those that training never shows: of "words", of "all" (words and
-            patterns), or None.
+        held_out: whether a third of the choices are those that training never shows.
 
     Attributes:
         spoken: the user's word for each shape, colour, size, relation and count that was said.
     """
 
-    def __init__(self, rng: random.Random, category: str, held_out: str | None):
+    def __init__(self, rng: random.Random, category: str, held_out: bool):
         self.rng, self.category, self.held_out = rng, category, held_out
         self.korean = category == "korean"
         self.spoken: dict[str, str] = {}
 
-    def choose(self, usual: tuple[str, ...], unusual: tuple[str, ...], words: bool = False) -> str:
-        allowed = self.held_out == "all" or (words and self.held_out == "words")
-        return self.rng.choice(unusual if allowed and unusual and self.rng.random() < 0.33 else usual)
+    def choose(self, usual: tuple[str, ...], unusual: tuple[str, ...]) -> str:
+        return self.rng.choice(unusual if self.held_out and unusual and self.rng.random() < 0.33 else usual)
 
     def word(self, name: str) -> str:
         """Return a word for a shape, colour, size, relation or count of the world."""
         if self.korean:
-            word = self.choose(KOREAN[name], HELD_OUT_KOREAN[name], words=True)
+            word = self.choose(KOREAN[name], HELD_OUT_KOREAN[name])
         elif self.rng.random() < 0.3:
             word = WORDS[name][0]
         else:
-            word = self.choose(WORDS[name], HELD_OUT_WORDS[name], words=True)
+            word = self.choose(WORDS[name], HELD_OUT_WORDS[name])
         self.spoken[name] = word
         return word
 
@@ -468,13 +465,13 @@ def leave_out(scene: dict, rng: random.Random) -> dict:
 
 
 def spoken_prompt(
-    scene: dict, category: str, rng: random.Random, held_out: str | None = None
+    scene: dict, category: str, rng: random.Random, held_out: bool = False
 ) -> tuple[str, dict, dict[str, str]]:
     """Return a prompt of a user who means a complete `scene`, what was said of the scene, and the user's words.
 
     Args:
         category: of `CATEGORIES`.
-        held_out: which of the `HELD_OUT` collections to use as well: "words", "all" or None.
+        held_out: whether to use the `HELD_OUT` collections as well.
 
     Returns:
         The prompt; the scene with what was left out as None; the user's word for each of the world's words.
@@ -496,7 +493,7 @@ def spoken_prompt(
     return prompt, scene, speaker.spoken
 
 
-def user_prompt(scene: dict, category: str, rng: random.Random, held_out: str | None = None) -> tuple[str, dict]:
+def user_prompt(scene: dict, category: str, rng: random.Random, held_out: bool = False) -> tuple[str, dict]:
     """Return the prompt and what was said of the scene, as `spoken_prompt` has them."""
     return spoken_prompt(scene, category, rng, held_out)[:2]
 
@@ -606,7 +603,7 @@ def prompt_rows(count: int, unseen: bool, seed: int) -> list[dict]:
             full = world.random_scene(rng)
             while world.is_unseen(full) != unseen:
                 full = world.random_scene(rng)
-            prompt, scene = user_prompt(full, category, rng, "all" if unseen else None)
+            prompt, scene = user_prompt(full, category, rng, held_out=unseen)
         difficulty = ("easy", "medium", "hard")[len(full["objects"]) - 1]
         rows[prompt] = {"user_prompt": prompt, "category": category, "difficulty": difficulty, "scene": scene}
         rows[prompt]["questions"] = questions_of(scene)

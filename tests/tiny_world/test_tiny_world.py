@@ -166,7 +166,7 @@ def test_the_policy_learns_from_rewrites_of_mixed_quality():
     good = 0
     for _ in range(300):
         scene = world.random_scene(rng)
-        prompt, said, spoken = users.spoken_prompt(scene, rng.choice(users.CATEGORIES), rng, "words")
+        prompt, said, spoken = users.spoken_prompt(scene, rng.choice(users.CATEGORIES), rng, held_out=True)
         good += rewrites.says(rewrites.mixed_rewrite(scene, said, spoken, rng), said)
     assert 60 <= good <= 180
 
