@@ -5,8 +5,9 @@ import string
 import time
 from collections.abc import Callable
 
+import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageFilter
 from torchvision.transforms.functional import pil_to_tensor
 from transformers import CLIPTokenizer
 
@@ -17,8 +18,11 @@ import world
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 if DEVICE == "cpu":  # with so few tokens, the gradient of fused attention takes five times as long as the plain one
     torch.backends.cuda.enable_flash_sdp(False)
-# Background, shape, colour and size; None: nothing is there.
-KINDS = (tuple(world.BACKGROUNDS), (*world.SHAPES, None), (*world.COLORS, None), (*world.SIZES, None))
+# Background; shape, colour and size (None: nothing is there); column and row (None: the middle one).
+KINDS = (
+    *(tuple(world.BACKGROUNDS), (*world.SHAPES, None), (*world.COLORS, None), (*world.SIZES, None)),
+    *(("left", "right", None), ("above", "below", None)),
+)
 
 
 def optimize(
@@ -57,6 +61,16 @@ def to_tensor(images: list[Image.Image]) -> torch.Tensor:
     return torch.stack([pil_to_tensor(image) for image in images]).to(DEVICE) / 127.5 - 1
 
 
+def wear(picture: Image.Image, rng: random.Random) -> Image.Image:
+    """Return the image, every second time blurred and noisy: a model that judges generated ones must bear that."""
+    if rng.random() < 0.5:
+        return picture
+    blurred = np.asarray(picture.filter(ImageFilter.GaussianBlur(rng.uniform(0.2, 0.8))), dtype=float)
+    noise = np.random.default_rng(rng.randrange(2**32)).normal(0, rng.uniform(0, 12), blurred.shape)
+    shift = [rng.uniform(-10, 10) for _ in range(3)]
+    return Image.fromarray((blurred + noise + shift).clip(0, 255).astype(np.uint8))
+
+
 def train_clip_tokenizer(texts: list[str], length: int) -> CLIPTokenizer:
     """Return a BPE tokenizer of CLIP's kind that knows each character as the end of a word, so no word is unknown."""
     characters = list(string.ascii_letters + string.digits + string.punctuation) * 10
@@ -66,17 +80,19 @@ def train_clip_tokenizer(texts: list[str], length: int) -> CLIPTokenizer:
 
 
 def part_labels(pictures: list[Image.Image]) -> torch.Tensor:
-    """Return the places in `KINDS` of what each of an image's nine parts shows, (n, 9, 4), as the checker reads it."""
-    labels = torch.zeros(len(pictures), 9, 4, dtype=torch.long)
-    labels[..., 1:] = torch.tensor([len(names) - 1 for names in KINDS[1:]])
+    """Return the places in `KINDS` of what each of an image's nine parts shows, (n, 9, 6), as the checker reads it."""
+    labels = torch.zeros(len(pictures), 9, len(KINDS), dtype=torch.long)
+    labels[..., 1:4] = torch.tensor([len(names) - 1 for names in KINDS[1:4]])
+    labels[..., 4] = torch.tensor([0, 2, 1]).repeat(3)
+    labels[..., 5] = torch.tensor([0, 2, 1]).repeat_interleave(3)
     side = world.PICTURE_SIZE // 3
     for row, picture in enumerate(pictures):
         seen = world.read_picture(picture)
         labels[row, :, 0] = KINDS[0].index(seen["background"])
         for shape in seen["objects"]:
             place = 3 * int(shape["y"] // side) + int(shape["x"] // side)
-            values = [names.index(shape[name]) for names, name in zip(KINDS[1:], world.LOOK, strict=True)]
-            labels[row, place, 1:] = torch.tensor(values)
+            values = [names.index(shape[name]) for names, name in zip(KINDS[1:4], world.LOOK, strict=True)]
+            labels[row, place, 1:4] = torch.tensor(values)
     return labels.to(DEVICE)
 
 

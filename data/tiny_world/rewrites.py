@@ -5,16 +5,17 @@ import random
 import re
 
 import world
+from brushup.prompts.template import KEEP
 
 
 FLOURISHES = ("highly detailed", "4k", "best quality", "sharp focus", "digital art")
 WRAPPINGS = ('"{}"', "Enhanced prompt: {}", "Sure! Here is the prompt:\n\n{}", "**{}**")
-QUALITIES = {"good": 0.25, "sloppy": 0.6, "wrong": 0.15}
+QUALITIES = {"good": 0.28, "sloppy": 0.65, "wrong": 0.07}
 
 
 def _is_weak(word: str) -> bool:
-    """Return whether the policy tends to copy this word, not to translate it: a quarter of the words, by chance."""
-    return sum(map(ord, word)) % 4 == 0
+    """Return whether the policy tends to copy this word, not to translate it: a third of the words, by chance."""
+    return sum(map(ord, word)) % 3 == 0
 
 
 def _sloppy(scene: dict, said: dict, spoken: dict[str, str], rng: random.Random) -> str:
@@ -24,7 +25,7 @@ def _sloppy(scene: dict, said: dict, spoken: dict[str, str], rng: random.Random)
         text = text.split(" on a ")[0]
     names = [name for name, word in spoken.items() if word != name and word.isascii()]
     for name in sorted(names, key=len, reverse=True):  # "left of" before "one"
-        if rng.random() < (0.95 if _is_weak(spoken[name]) else 0.15):
+        if rng.random() < (1.0 if _is_weak(spoken[name]) else 0.1):
             text = re.sub(rf"\b{name}(e?s)?\b", spoken[name], text)
     return text + (f", {rng.choice(FLOURISHES)}" if rng.random() < 0.2 else "")
 
@@ -32,9 +33,13 @@ def _sloppy(scene: dict, said: dict, spoken: dict[str, str], rng: random.Random)
 def mixed_rewrite(scene: dict, said: dict, spoken: dict[str, str], rng: random.Random) -> str:
     """Return an answer of mixed quality; one in twelve is wrapped in chatter, one in seventy is empty.
 
+    To two in five captions, and to a few other prompts by mistake, it is KEEP.
+
     A good answer is the canonical caption of the `scene`. A sloppy one keeps words of the user (`spoken`) that the
     generator does not know. A wrong one is the caption of a near scene.
     """
+    if rng.random() < (0.03 if spoken else 0.4):
+        return KEEP
     quality = rng.choices(list(QUALITIES), QUALITIES.values())[0]
     if quality == "sloppy":
         answer = _sloppy(scene, said, spoken, rng)

@@ -23,7 +23,7 @@ import world
 from brushup.prompts.template import build_messages
 from brushup.rewards.image_text_model import DOES_IT_SHOW
 from brushup.rewards.questions import ASK
-from learning import DEVICE, KINDS, optimize, part_labels
+from learning import DEVICE, KINDS, optimize, part_labels, wear
 
 
 REWRITE_STEPS, VISION_STEPS, JUDGE_STEPS, POLICY_STEPS = 4000, 1200, 2000, 1000
@@ -197,7 +197,8 @@ def picture_loss(
     seen = (question[:, :, None] == question[:, None, :]) | (question[:, None, :] == 0)
     seen &= torch.ones(tokens.shape[1], tokens.shape[1], dtype=torch.bool, device=DEVICE).tril()
     mask = torch.zeros(seen.shape, dtype=torch.bfloat16, device=DEVICE).masked_fill(~seen, -1e9)[:, None]
-    images = processor.image_processor(pictures, return_tensors="pt").to(DEVICE)
+    worn = [wear(picture, rng) for picture in pictures]
+    images = processor.image_processor(worn, return_tensors="pt").to(DEVICE)
     labels = packed["labels"][:, 1:]
     wanted = labels != -100
     with torch.autocast(DEVICE, torch.bfloat16):
@@ -235,7 +236,8 @@ def pretrain_vision(model: Qwen2VLForConditionalGeneration, processor: Qwen2VLPr
 
     def loss() -> torch.Tensor:
         pictures = [world.draw_scene(world.random_scene(rng), rng) for _ in range(64)]
-        inputs = processor.image_processor(pictures, return_tensors="pt").to(DEVICE)
+        worn = [wear(picture, rng) for picture in pictures]
+        inputs = processor.image_processor(worn, return_tensors="pt").to(DEVICE)
         with torch.autocast(DEVICE, torch.bfloat16):
             seen = model.model.visual(inputs["pixel_values"], grid_thw=inputs["image_grid_thw"]).pooler_output.float()
         total = torch.zeros((), device=DEVICE)

@@ -9,12 +9,11 @@ import open_clip
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
-from torchvision.transforms.functional import gaussian_blur
 from transformers import set_seed
 
 import users
 import world
-from learning import DEVICE, KINDS, optimize, part_labels, to_tensor, train_clip_tokenizer, user_texts
+from learning import DEVICE, KINDS, optimize, part_labels, to_tensor, train_clip_tokenizer, user_texts, wear
 
 
 TEXT_LENGTH = 64  # tokens: the longest user prompts have more
@@ -81,9 +80,7 @@ def train_scorer(output: Path, scale: float, seed: int) -> None:
         for _ in range(32):
             scene = world.random_scene(rng)
             batch += [scene, *(world.near_scene(scene, rng) for _ in range(3))]
-        pictures = to_tensor([world.draw_scene(scene, rng) for scene in batch]) / 2 + 0.5
-        worn = gaussian_blur(pictures[::2], 5, rng.uniform(0.3, 0.9))
-        pictures[::2] = (worn + 0.08 * rng.random() * torch.randn_like(worn)).clip(0, 1)
+        pictures = to_tensor([wear(world.draw_scene(scene, rng), rng) for scene in batch]) / 2 + 0.5
         texts = [text_of(scene) for scene in batch]
         length = TEXT_LENGTH
         tokens = tokenizer(texts, padding="max_length", truncation=True, max_length=length, return_tensors="pt")

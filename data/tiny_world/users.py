@@ -552,16 +552,17 @@ def any_question(scene: dict, seen: dict, rng: random.Random) -> str:
         scene: a complete scene like that of the image.
         seen: the image as `world.read_picture` has it.
     """
-    kind = rng.choices(("exists", "count", "relation", "value", "background"), (30, 22, 25, 18, 5))[0]
+    kind = rng.choices(("exists", "count", "relation", "value", "background"), (12, 18, 50, 15, 5))[0]
     if kind == "background":
         return "What color is the background?"
-    if kind == "relation" and len(seen["objects"]) > 1:
-        first, second = rng.sample(seen["objects"], 2)
+    first = rng.choice(seen["objects"])
+    others = [shape for shape in seen["objects"] if any(shape[name] != first[name] for name in ("shape", "color"))]
+    if kind == "relation" and others:
+        second = rng.choice(others)
         relation = rng.choice(list(world.RELATIONS))
-        if rng.random() < 0.5:  # one that holds
+        if rng.random() < 0.9:  # along the direction in which they lie, so that the order decides
             wide = abs(first["x"] - second["x"]) > abs(first["y"] - second["y"])
-            relation = ("left of", "right of") if wide else ("above", "below")
-            relation = relation[first["x"] > second["x"] if wide else first["y"] > second["y"]]
+            relation = rng.choice(("left of", "right of") if wide else ("above", "below"))
         names = [_look({**shape, "size": None}) for shape in (first, second)]
         return f"Is the {names[0]} {relation} the {names[1]}?"
     group = rng.choice(scene["objects"])

@@ -170,6 +170,8 @@ def test_language_without_its_package(monkeypatch):
         ("**Enhanced prompt:** a red cup", 9 / 30),
         ("Sure, here you are!\n\na red cup\n\nLet me know if you want more.", 9 / 59),
         ("<think>a cup, hm</think>a red cup", 9 / 33),
+        ("KEEP", 1.0),
+        ("**KEEP**", 4 / 8),
         ("<think>a cup, hm", 0.0),  # malformed
         ("I cannot do that.", 0.0),
         (" \n ", 0.0),
@@ -177,7 +179,7 @@ def test_language_without_its_package(monkeypatch):
     ],
 )
 def test_format_is_the_share_of_the_answer_that_is_the_prompt(answer, share):
-    rewrite = completions(parse_answer(answer) or "")
+    rewrite = completions(parse_answer(answer, "a cup") or "")
     assert load_reward("format")(rewrite, raw_answer=[answer], user_prompt=["a cup"]) == [pytest.approx(share)]
 
 
