@@ -4,6 +4,7 @@ import random
 import string
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,6 +14,8 @@ from transformers import CLIPTokenizer
 
 import users
 import world
+from brushup.config import RenderConfig
+from brushup.render.renderer import Renderer
 
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -32,13 +35,10 @@ def optimize(
     steps: int,
     lr: float,
     after: Callable[[], None] | None = None,
-    decay_steps: int | None = None,
 ) -> None:
-    """Minimize the loss by AdamW with a short warm-up and a cosine decay, which ends after `decay_steps` (default:
-    `steps`); print it twenty times."""
+    """Minimize the loss by AdamW with a short warm-up and a cosine decay; print it twenty times."""
     optimizer = torch.optim.AdamW(params, lr=lr, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
-    total = (decay_steps or steps) + 1
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=total, pct_start=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps + 1, pct_start=0.05)
     start, recent = time.time(), []
     for step in range(1, steps + 1):
         loss = loss_of_batch()
@@ -69,6 +69,12 @@ def wear(picture: Image.Image, rng: random.Random) -> Image.Image:
     noise = np.random.default_rng(rng.randrange(2**32)).normal(0, rng.uniform(0, 12), blurred.shape)
     shift = [rng.uniform(-10, 10) for _ in range(3)]
     return Image.fromarray((blurred + noise + shift).clip(0, 255).astype(np.uint8))
+
+
+def load_generator(folder: Path) -> Renderer:
+    sizes = {"num_inference_steps": 8, "guidance_scale": 3.0, "height": 48, "width": 48, "max_sequence_length": 1}
+    without_t5 = {"text_encoder_3": None, "tokenizer_3": None}
+    return Renderer(RenderConfig(str(folder), without_t5, sizes, render_batch_size=50))
 
 
 def train_clip_tokenizer(texts: list[str], length: int) -> CLIPTokenizer:

@@ -9,13 +9,11 @@ from transformers import AutoProcessor, Qwen2VLForConditionalGeneration
 
 import users
 import world
-from brushup.config import RenderConfig
 from brushup.evaluation.sheet import labelled_grid
 from brushup.policy.enhancer import PromptEnhancer
-from brushup.render.renderer import Renderer
 from brushup.rewards.clip import ClipReward
-from brushup.rewards.questions import QuestionsReward
-from learning import DEVICE
+from brushup.rewards.questions import QuestionsReward, with_needs
+from learning import DEVICE, load_generator
 
 
 def measure(output: Path, seed: int, count: int) -> list[tuple[str, float, str, bool]]:
@@ -23,9 +21,7 @@ def measure(output: Path, seed: int, count: int) -> list[tuple[str, float, str, 
     rng = random.Random(seed + 1000)
     scenes = [world.random_scene(rng) for _ in range(count)]
     rows = users.prompt_rows(count, unseen=True, seed=seed + 1001)
-    sizes = {"num_inference_steps": 8, "guidance_scale": 3.0, "height": 48, "width": 48, "max_sequence_length": 1}
-    without_t5 = {"text_encoder_3": None, "tokenizer_3": None}
-    renderer = Renderer(RenderConfig(str(output / "generator"), without_t5, sizes, render_batch_size=50))
+    renderer = load_generator(output / "generator")
     captions = [world.caption(scene) for scene in scenes]
     drawn = renderer.render([(text, index) for index, text in enumerate(captions)])
     canonical = sum(world.check_pictures(drawn, scenes)) / count
@@ -81,15 +77,17 @@ def measure(output: Path, seed: int, count: int) -> list[tuple[str, float, str, 
 
 def agreement(output: Path, pictures: list[Image.Image], scenes: list[dict]) -> list[tuple]:
     """Measure how often the judge and the checker agree whether a generated image has the expected answer to a
-    question about its scene, for each skill: each question alone, whatever it needs."""
-    questions = [[{**row, "needs": []} for row in users.questions_of(scene)] for scene in scenes]
+    question about its scene, for each skill."""
+    questions = [users.questions_of(scene) for scene in scenes]
     scores = QuestionsReward(str(output / "judge"), batch_size=100).ask(pictures, [""] * len(pictures), questions)
     agreed: dict[str, list[bool]] = {}
     for picture, rows, found in zip(pictures, questions, scores, strict=True):
         seen = world.read_picture(picture)
-        for row, score in zip(rows, found, strict=True):
-            is_right = world.answer_question(seen, row["question"]) == row["answer"]
-            agreed.setdefault(row["skill"], []).append((score > 0.5) == is_right)
+        right = with_needs(
+            [float(world.answer_question(seen, row["question"]) == row["answer"]) for row in rows], rows
+        )
+        for row, score, is_right in zip(rows, found, right, strict=True):
+            agreed.setdefault(row["skill"], []).append((score > 0.5) == bool(is_right))
     shares = {skill: sum(found) / len(found) for skill, found in sorted(agreed.items())}
     return [
         (f"questions on which the judge agrees with the checker: {skill}", share, ">= 95 %", share >= 0.95)

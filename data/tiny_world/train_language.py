@@ -23,10 +23,10 @@ import world
 from brushup.prompts.template import build_messages
 from brushup.rewards.image_text_model import DOES_IT_SHOW
 from brushup.rewards.questions import ASK
-from learning import DEVICE, KINDS, optimize, part_labels, wear
+from learning import DEVICE, KINDS, load_generator, optimize, part_labels, wear
 
 
-REWRITE_STEPS, VISION_STEPS, JUDGE_STEPS, POLICY_STEPS = 4000, 1200, 2000, 1000
+REWRITE_STEPS, VISION_STEPS, JUDGE_STEPS, POLICY_STEPS = 4000, 1000, 2500, 1200
 
 
 # Qwen2-VL's own markup: system and user turns, pictures as placeholders that the processor expands.
@@ -74,6 +74,23 @@ def questions_about(scene: dict, picture: Image.Image, count: int, rng: random.R
         question = users.any_question(about, seen, rng)
         rows.append((ASK.format(question), world.answer_question(seen, question)))
     return rows
+
+
+def generated_pictures(output: Path, count: int, rng: random.Random) -> list[tuple[dict, Image.Image]]:
+    """Return about `count` images by the generator, of captions and of mixed rewrites, each with the scene that was
+    meant; without those in which the checker can't tell something."""
+    scenes, texts = [world.random_scene(rng) for _ in range(count)], []
+    for index, scene in enumerate(scenes):
+        prompt, said, spoken = users.spoken_prompt(scene, rng.choice(users.CATEGORIES), rng, held_out=True)
+        texts.append(world.caption(scene) if index % 3 else rewrites.mixed_rewrite(scene, said, spoken, rng) or prompt)
+    pictures = load_generator(output / "generator").render(list(zip(texts, range(count), strict=True)))
+    kept = []
+    for scene, picture in zip(scenes, pictures, strict=True):
+        seen = world.read_picture(picture)
+        told = all(shape[name] for shape in seen["objects"] for name in world.LOOK)
+        if told and seen["background"] and 1 <= len(seen["objects"]) <= world.MAX_SHAPES:
+            kept.append((scene, picture))
+    return kept
 
 
 def language_model(tokenizer: Qwen2Tokenizer) -> tuple[Qwen2VLForConditionalGeneration, Qwen2VLProcessor]:
@@ -186,25 +203,30 @@ def pack(processor: Qwen2VLProcessor, rows: list[list[tuple[str, str]]]) -> dict
 
 
 def picture_loss(
-    model: Qwen2VLForConditionalGeneration, processor: Qwen2VLProcessor, count: int, rng: random.Random
+    model: Qwen2VLForConditionalGeneration,
+    processor: Qwen2VLProcessor,
+    count: int,
+    generated: list[tuple[dict, Image.Image]],
+    rng: random.Random,
 ) -> torch.Tensor:
-    """Return the mean cross entropy of the answers about `count` images, plus that of their descriptions."""
-    scenes = [world.random_scene(rng) for _ in range(count)]
-    pictures = [world.draw_scene(scene, rng) for scene in scenes]
-    rows = [questions_about(scene, picture, 12, rng) for scene, picture in zip(scenes, pictures, strict=True)]
-    packed = pack(processor, rows)
+    """Return the mean cross entropy of the answers about `count` images, plus that of their descriptions.
+
+    A half of the images are drawn, the others are `generated`, which look a little different.
+    """
+    shown = [(scene, world.draw_scene(scene, rng)) for scene in (world.random_scene(rng) for _ in range(count // 2))]
+    shown += rng.choices(generated, k=count // 2)
+    packed = pack(processor, [questions_about(scene, picture, 12, rng) for scene, picture in shown])
     tokens, question = packed["input_ids"], packed["question"]
     seen = (question[:, :, None] == question[:, None, :]) | (question[:, None, :] == 0)
     seen &= torch.ones(tokens.shape[1], tokens.shape[1], dtype=torch.bool, device=DEVICE).tril()
     mask = torch.zeros(seen.shape, dtype=torch.bfloat16, device=DEVICE).masked_fill(~seen, -1e9)[:, None]
-    worn = [wear(picture, rng) for picture in pictures]
-    images = processor.image_processor(worn, return_tensors="pt").to(DEVICE)
+    images = processor.image_processor([picture for _, picture in shown], return_tensors="pt").to(DEVICE)
     labels = packed["labels"][:, 1:]
     wanted = labels != -100
     with torch.autocast(DEVICE, torch.bfloat16):
-        shown = model.model.visual(images["pixel_values"], grid_thw=images["image_grid_thw"]).pooler_output
+        looked = model.model.visual(images["pixel_values"], grid_thw=images["image_grid_thw"]).pooler_output
         embeds = model.get_input_embeddings()(tokens)
-        embeds = embeds.masked_scatter((tokens == processor.image_token_id)[..., None], shown.to(embeds.dtype))
+        embeds = embeds.masked_scatter((tokens == processor.image_token_id)[..., None], looked.to(embeds.dtype))
         output = model.model.language_model(
             inputs_embeds=embeds, attention_mask=mask, position_ids=packed["position_ids"], use_cache=False
         )
@@ -267,7 +289,8 @@ def train_judge(output: Path, scale: float, seed: int) -> None:
     optimize("rewriting", params, rewriting_loss, max(2, int(REWRITE_STEPS * scale)), lr=2e-3)
     pretrain_vision(model, processor, max(2, int(VISION_STEPS * scale)), rng)
     steps = max(2, int(JUDGE_STEPS * scale))
-    optimize("judge", params, lambda: picture_loss(model, processor, 24, rng), steps, lr=1e-3)
+    generated = generated_pictures(output, max(8, int(2400 * scale)), rng)
+    optimize("judge", params, lambda: picture_loss(model, processor, 24, generated, rng), steps, lr=1e-3)
     for name in ("policy", "judge"):  # the policy learns on from here
         model.save_pretrained(output / name)
         processor.save_pretrained(output / name)
@@ -280,11 +303,14 @@ def train_policy(output: Path, scale: float, seed: int) -> None:
     rng = random.Random(seed + 1)
     model = Qwen2VLForConditionalGeneration.from_pretrained(output / "policy", dtype=torch.float32).to(DEVICE)
     processor = AutoProcessor.from_pretrained(output / "policy")
+    generated = generated_pictures(output, max(8, int(1200 * scale)), rng)
 
     def loss() -> torch.Tensor:
         prompts, answers = zip(*(rewrite_example(rng, mixed=True) for _ in range(64)), strict=True)
         messages = [build_messages(prompt) for prompt in prompts]
-        return answer_loss(model, processor, messages, list(answers)) + picture_loss(model, processor, 6, rng)
+        return answer_loss(model, processor, messages, list(answers)) + picture_loss(
+            model, processor, 6, generated, rng
+        )
 
     optimize("policy", list(model.parameters()), loss, max(2, int(POLICY_STEPS * scale)), lr=1e-3)
     model.half().save_pretrained(output / "policy")
