@@ -10,7 +10,7 @@ from brushup.prompts.template import KEEP
 
 FLOURISHES = ("highly detailed", "4k", "best quality", "sharp focus", "digital art")
 WRAPPINGS = ('"{}"', "Enhanced prompt: {}", "Sure! Here is the prompt:\n\n{}", "**{}**")
-QUALITIES = {"good": 0.28, "sloppy": 0.65, "wrong": 0.07}
+QUALITIES = {"good": 0.22, "sloppy": 0.72, "wrong": 0.06}
 
 
 def _is_weak(word: str) -> bool:
