@@ -175,7 +175,7 @@ def test_the_report_in_a_browser(evaluated, browser):
     ("flags", "message"),
     [
         (("--beter", "1"), "--beter does not exist"),
-        (("--reward_weights", "1", "2"), "reward_weights: 2 weights for 1 reward_funcs"),
+        (("--reward_weights", "1", "2", "3"), "reward_weights: 3 weights for 2 reward_funcs"),
     ],
 )
 def test_wrong_settings_end_it_before_any_model_is_loaded(flags, message):

@@ -122,7 +122,7 @@ def test_an_image_goes_with_its_prompt(enhancer, text_policy):
     hook = enhancer.model.model.visual.register_forward_pre_hook(lambda _, inputs: shown.append(len(inputs[0])))
     mixed = enhancer.enhance(PROMPTS, temperature=0, image=[red, None, blue])
     hook.remove()
-    assert shown and shown[0] == 2 * (32 // 4) ** 2  # the patches of two images
+    assert shown and shown[0] == 2 * (48 // 8) ** 2  # the patches of two images, enlarged
     assert mixed[1] == enhancer.enhance(PROMPTS[1], temperature=0)
     assert mixed[0] == enhancer.enhance(PROMPTS[0], temperature=0, image=red)
     with pytest.raises(ValueError, match="reads text only"):

@@ -136,7 +136,7 @@ def test_siglip_in_half_precision(architectures):
 
 
 def test_aesthetic_is_the_head_on_clips_features(architectures, tmp_path):
-    weights = write_head(tmp_path / "head.pth", 64)
+    weights = write_head(tmp_path / "head.pth", 128)
     settings = {"model_name": "tiny-clip", "pretrained": f"{architectures}/clip.pt"}
     reward = load_reward("aesthetic", head=str(tmp_path / "head.pth"), **settings, **BATCH)
     model, _, preprocess = open_clip.create_model_and_transforms(**settings)
@@ -327,7 +327,7 @@ def test_the_right_image_is_above_a_wrong_one(name, architectures, transformers_
 @pytest.fixture
 def shared(architectures, tmp_path):
     """`clip` and `aesthetic` with equal settings, and a list that grows by one for each pass over images."""
-    write_head(tmp_path / "head.pth", 64)
+    write_head(tmp_path / "head.pth", 128)
     settings = {"model_name": "tiny-clip", "pretrained": f"{architectures}/clip.pt"}
     clip = load_reward("clip", **settings)
     aesthetic = load_reward("aesthetic", head=str(tmp_path / "head.pth"), **settings)
@@ -401,7 +401,7 @@ def test_missing_weights_are_named(name, settings, message):
 
 def test_weights_of_another_model_are_refused(tmp_path, architectures, tiny_pickscore):
     write_head(tmp_path / "head.pth", 768)
-    with pytest.raises(ValueError, match="the head reads 768 features and tiny-clip has 64"):
+    with pytest.raises(ValueError, match="the head reads 768 features and tiny-clip has 128"):
         load_reward(
             "aesthetic",
             head=str(tmp_path / "head.pth"),
