@@ -104,11 +104,11 @@ def test_hpsv2_is_the_cosine_of_padded_images(architectures):
     images = noise_images(len(TEXTS))
     inputs = []
     for image in images:
-        scale = 32 / max(image.size)
+        scale = 48 / max(image.size)
         small = image.resize([round(side * scale) for side in image.size], Image.Resampling.BICUBIC)
-        square = Image.new("RGB", (32, 32))
-        square.paste(small, ((32 - small.width) // 2, (32 - small.height) // 2))
-        inputs.append(open_clip.image_transform(32, is_train=False)(square))
+        square = Image.new("RGB", (48, 48))
+        square.paste(small, ((48 - small.width) // 2, (48 - small.height) // 2))
+        inputs.append(open_clip.image_transform(48, is_train=False)(square))
     with torch.no_grad():
         seen, read, _ = model(torch.stack(inputs), open_clip.get_tokenizer("tiny-clip")(TEXTS))
     assert reward(images, TEXTS, NO_REWRITES) == pytest.approx((seen @ read.T).diagonal().tolist(), abs=1e-5)

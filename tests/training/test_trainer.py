@@ -95,12 +95,17 @@ def test_keep_is_the_users_prompt_and_is_drawn_once(tmp_path):
     """Beside the user's own prompt, which a gate of the gain draws, too: both are the same jobs."""
     worker = StubWorker(lambda job: 0.9)
     trainer = make_trainer(tmp_path, worker, max_steps=1, gain_gates={"clip": 0.0})
-    write = trainer.processing_class.batch_decode
-    trainer.processing_class.batch_decode = lambda ids, **options: ["KEEP."] * 3 + write(ids, **options)[3:]
+    write, finished = trainer.processing_class.batch_decode, []
+
+    def decode(ids, **options):
+        finished[:] = [row for row, tokens in enumerate(ids) if tokens[-1] in trainer.eos_token_ids][:3]
+        return ["KEEP." if row in finished else text for row, text in enumerate(write(ids, **options))]
+
+    trainer.processing_class.batch_decode = decode
     trainer.train()
     rewrites, user_prompts = table(trainer, "rewrite"), table(trainer, "user_prompt")
-    assert rewrites[:3] == user_prompts[:3] and rewrites[3:] != user_prompts[3:]
-    assert list(trainer._logs["rewards"]["clip"])[:3] == pytest.approx([0.9] * 3)
+    assert finished and all(rewrites[row] == user_prompts[row] for row in finished) and rewrites != user_prompts
+    assert [trainer._logs["rewards"]["clip"][row] for row in finished] == pytest.approx([0.9] * len(finished))
     kept = [rewrite == prompt for rewrite, prompt in zip(rewrites, user_prompts, strict=True)]
     assert history(trainer, "render/kept") == [sum(kept) / 8]
     (jobs,) = worker.batches
@@ -200,7 +205,11 @@ def test_a_row_that_one_reward_skips_is_left_out_whole(tmp_path):
         "def mine(prompts, completions, **columns):\n    return [None] + [0.5] * (len(prompts) - 1)\n"
     )
     trainer = make_trainer(
-        tmp_path, StubWorker(lambda job: 0.9), reward_funcs=["clip", f"{tmp_path}/mine.py:mine"], max_steps=1
+        tmp_path,
+        StubWorker(lambda job: 0.9),
+        reward_funcs=["clip", f"{tmp_path}/mine.py:mine"],
+        max_steps=1,
+        max_completion_length=64,
     )
     trainer.train()
     assert [math.isnan(reward) for reward in table(trainer, "clip")] == [True] + [False] * 7
