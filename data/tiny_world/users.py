@@ -246,12 +246,18 @@ RELATION_BODIES = (
     "{second} {inverse} {first}",
     "{first_side}: {first}, {second_side}: {second}",
     "{first} at the {first_side} and {second} at the {second_side}",
+    "{first} on the {first_side}, {second} on the {second_side}",
+    "{first} sitting {rel} {second}",
+    "{first} that is {rel} {second}",
+    "{first} placed {rel} {second}",
 )
 ODD_RELATION_BODIES = (
     "{rel} {second}, {first}",
     "{second}, and {rel} that {first}",
     "{first} with {second} {inverse} it",
     "at the {second_side} there is {second}, at the {first_side} {first}",
+    "there is {second}. {rel} it is {first}",
+    "first {second}, then {rel} it {first}",
 )
 HELD_OUT_RELATION_BODIES = (
     "the {first_side} one is {first}, the {second_side} one is {second}",
@@ -261,6 +267,7 @@ TRIPLE_BODIES = (
     "{first} {rel} {second} and {rel2} {third}",
     "{first}, {inverse} it {second}, {inverse2} it {third}",
     "{first}. {second} is {inverse} it and {third} is {inverse2} it",
+    "{first} with {second} {inverse} it and {third} {inverse2} it",
 )
 HELD_OUT_TRIPLE_BODIES = ("start with {first}; {second} goes {inverse} it; {third} goes {inverse2} it",)
 SIDES = {"left of": "left", "right of": "right", "above": "top", "below": "bottom"}
@@ -270,12 +277,17 @@ KOREAN_RELATION_BODIES = (
     "{first} {inverse} {second}",
     "{first_side}에는 {first}, {second_side}에는 {second}",
     "{first_side}에 {first} {second_side}에 {second}",
+    "{second} 있고 {rel} {first}",
+    "{second} {rel} {first} 있는 거",
 )
 HELD_OUT_KOREAN_RELATION_BODIES = ("{second_side}에 {second} 있고 {first_side}에 {first}",)
 KOREAN_TRIPLE_BODIES = (
     "{first} {inverse} {second}, {inverse2} {third}",
     "{second} {rel} {first}, 그 {inverse2} {third}",
 )
+ALIKE = (", all {size}", ", all of them {size}", ", everything {size}")
+ALIKE_PAIR = (", both {size}", ", the two of them {size}", ", both of them {size}")
+KOREAN_ALIKE = (", 다 {size} 걸로", ", 모두 {size} 거", ", 전부 {size} 걸로")
 JOINTS = (" and ", " and ", ", ", " plus ", " & ")
 KOREAN_JOINTS = ("랑 ", "하고 ", ", ", " 그리고 ", "+")
 KOREAN_TYPOS = {
@@ -351,7 +363,8 @@ class Speaker:
             look = [color, size]
         look = " ".join(word for word in (*look, noun) if word)
         if number == "a":
-            number, look = "", look if self.category == "terse" else _with_article(look)
+            left_out = self.category == "terse" or self.rng.random() < 0.2
+            number, look = "", look if left_out else _with_article(look)
         return f"{number} {look}".strip() + after
 
     def _korean_phrase(self, group: dict) -> str:
@@ -372,8 +385,19 @@ class Speaker:
         return text
 
     def body(self, scene: dict) -> str:
-        """Return what the user says of the shapes and their places."""
-        phrases = [self.phrase(group) for group in scene["objects"]]
+        """Return what the user says of the shapes and their places; one size may be said once for all of them."""
+        groups = scene["objects"]
+        sizes = {group["size"] for group in groups}
+        alike = ""
+        if len(groups) > 1 and len(sizes) == 1 and None not in sizes and self.rng.random() < 0.4:
+            size = groups[0]["size"]
+            groups = [{**group, "size": None} for group in groups]
+            ends = KOREAN_ALIKE if self.korean else ALIKE_PAIR if len(groups) == 2 else ALIKE
+            alike = self.rng.choice(ends).format(size=KOREAN[size][0] if self.korean else self.word(size))
+        return self._placed(scene, [self.phrase(group) for group in groups]) + alike
+
+    def _placed(self, scene: dict, phrases: list[str]) -> str:
+        """Return the groups' words with those for their places."""
         relations = [relation for _, relation, _ in scene["relations"]]
         if not relations:
             return self._listed(phrases)
