@@ -9,7 +9,7 @@ from PIL import Image
 
 from brushup.common import mean, thumbnail
 from brushup.console import progress
-from brushup.evaluation.sheet import can_write, labelled_grid
+from brushup.evaluation.sheet import Cell, can_write, labelled_grid
 from brushup.render.job import RenderJob, RenderResult, Worker, columns_of, mean_scores, paired_seeds
 from brushup.rewards.format import kept_share
 from brushup.rewards.registry import TextReward
@@ -224,15 +224,18 @@ def _accuracy(results: list[RenderResult], row: dict, checker: Callable | None) 
 
 
 def before_after_sheet(before: Arm, after: Arm) -> Image.Image:
-    """Return a sheet of the first prompts with both images: rendered from `before` above, from `after` below.
+    """Return a sheet of the first prompts with both images, rendered from `before` above, from `after` below.
+
+    If there is a checker, images that it accepts have a tick, the others a cross.
 
     Prompts in letters that this machine has no font for are passed over.
     """
     rendered = [i for i, pair in enumerate(zip(before.images, after.images, strict=True)) if None not in pair]
     shown = [i for i in rendered if can_write(before.prompts[i]) and can_write(after.prompts[i])] or rendered
-    titles = ("from the user's prompt", "from the rewrite")
-    lines = [
-        (title, [(arm.images[i], arm.prompts[i]) for i in shown[:EXAMPLES]])
-        for title, arm in zip(titles, (before, after), strict=True)
-    ]
+    lines = []
+    for title, arm in (("from the user's prompt", before), ("from the rewrite", after)):
+        accuracies = [arm.checker_accuracy[i] for i in shown]
+        marks = [None if accuracy is None else accuracy > 0.5 for accuracy in accuracies]
+        cells = [Cell(arm.images[i], arm.prompts[i], mark) for i, mark in zip(shown, marks, strict=True)]
+        lines.append((title, cells[:EXAMPLES]))
     return labelled_grid(lines)

@@ -189,6 +189,25 @@ def test_a_sheet_has_no_prompt_that_would_be_boxes(monkeypatch, caplog):
     _find_font.cache_clear()
 
 
+def test_a_sheet_marks_what_the_checker_says():
+    """Green for right images, red for wrong ones, nothing without a checker."""
+    before, after = arm(0.1, 0.2), arm(0.3, 0.4)
+    for rendered in (before, after):
+        rendered.images = [Image.new("RGB", (8, 8), "white")] * 2
+    right, wrong = (46, 158, 79), (208, 48, 48)
+
+    def marks() -> list[bool]:
+        sheet = before_after_sheet(before, after)
+        colors = {color for _, color in sheet.getcolors(sheet.width * sheet.height)}
+        return [right in colors, wrong in colors]
+
+    assert marks() == [False, False]
+    before.checker_accuracy, after.checker_accuracy = [0.0, 0.0], [1.0, 1.0]
+    assert marks() == [True, True]
+    before.checker_accuracy = [1.0, 1.0]
+    assert marks() == [True, False]
+
+
 @pytest.mark.skipif(
     not shutil.which("fc-list") or not subprocess.check_output(["fc-list", ":charset=bd89"]),
     reason="no Korean font here",
