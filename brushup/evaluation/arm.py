@@ -232,7 +232,7 @@ def _accuracy(results: list[RenderResult], row: dict, checker: Callable | None) 
 def before_after_sheet(before: Arm, after: Arm) -> Image.Image:
     """Return a sheet of the first prompts with both images, rendered from `before` above, from `after` below.
 
-    If there is a checker, images that it accepts have a tick, the others a cross.
+    An image has a tick if the checker accepts all images of its prompt, a cross if it accepts none.
 
     Prompts in letters that this machine has no font for are passed over.
     """
@@ -240,8 +240,7 @@ def before_after_sheet(before: Arm, after: Arm) -> Image.Image:
     shown = [i for i in rendered if can_write(before.prompts[i]) and can_write(after.prompts[i])] or rendered
     lines = []
     for title, arm in (("from the user's prompt", before), ("from the rewrite", after)):
-        accuracies = [arm.checker_accuracy[i] for i in shown]
-        marks = [None if accuracy is None else accuracy > 0.5 for accuracy in accuracies]
-        cells = [Cell(arm.images[i], arm.prompts[i], mark) for i, mark in zip(shown, marks, strict=True)]
-        lines.append((title, cells[:EXAMPLES]))
+        marks = {0.0: False, 1.0: True}  # between them, nobody knows whether it is this image that is right
+        cells = [Cell(arm.images[i], arm.prompts[i], marks.get(arm.checker_accuracy[i])) for i in shown[:EXAMPLES]]
+        lines.append((title, cells))
     return labelled_grid(lines)

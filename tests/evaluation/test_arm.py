@@ -205,7 +205,7 @@ def test_a_sheet_marks_what_the_checker_says():
     assert marks() == [False, False]
     before.checker_accuracy, after.checker_accuracy = [0.0, 0.0], [1.0, 1.0]
     assert marks() == [True, True]
-    before.checker_accuracy = [1.0, 1.0]
+    before.checker_accuracy = [1.0, 0.75]  # of several images, of which one is shown: no mark
     assert marks() == [True, False]
 
 

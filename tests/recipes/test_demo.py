@@ -252,6 +252,7 @@ def test_what_goes_wrong_is_said_in_words(page, broken):
     page.get_by_label("Prompt", exact=True).fill(PROMPT)
     for seed in ("-1", "1.5"):
         page.get_by_label("Seed", exact=True).fill(seed)
+        page.keyboard.press("Tab")  # else the click may come before the page has taken the number in
         says("a whole number from 0 to")
     page.get_by_label("Seed", exact=True).fill("0")
     choose_model(page, broken)
