@@ -65,8 +65,9 @@ def test_arms_and_what_is_said_of_them(evaluated):
         *("left", "best_of_2 left", "right", "best_of_2 right", "oracle left", "oracle right"),
     ]
     for arm in results.arms.values():
-        assert set(arm["rewards"]) == {"clip", "keyword_retention"} and arm["n"] == 12
-        assert arm["reward"] == arm["rewards"]["clip"]  # the other one is only looked at
+        assert set(arm["rewards"]) == {"clip", "questions", "keyword_retention"} and arm["n"] == 12
+        trained = arm["rewards"]["clip"] + arm["rewards"]["questions"]  # the third is only looked at
+        assert arm["reward"] == pytest.approx(trained)
         assert 0 <= arm["success_rate"] <= 1 and 0 <= arm["checker_accuracy"] <= 1 and arm["seconds"] >= 0
         assert set(arm["by_difficulty"]) <= {"easy", "medium", "hard"}
         assert sum(group["n"] for group in arm["by_category"].values()) == 12

@@ -24,7 +24,7 @@ def architectures(tmp_path_factory):
     open_clip.add_model_config(folder)
     weights = load_file(SCORER / "open_clip_model.safetensors")
     torch.save({"state_dict": weights}, folder / "clip.pt")
-    torch.save({"state_dict": weights | {"logit_bias": torch.tensor(-7.5)}}, folder / "siglip.pt")
+    torch.save({"state_dict": weights | {"logit_scale": torch.tensor(3.0), "logit_bias": torch.tensor(-7.5)}}, folder / "siglip.pt")
     return folder
 
 
