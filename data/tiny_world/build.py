@@ -1,6 +1,6 @@
 """Build the tiny world from scratch: four small models of the real classes and the prompts to train with.
 
-    python data/tiny_world/build.py --output data/tiny_world                     # all, under two hours on two cores
+    python data/tiny_world/build.py --output data/tiny_world                     # all: hours on a CPU
     python data/tiny_world/build.py --output data/tiny_world --only generator    # one part
 
 A `StableDiffusion3Pipeline` (generator/) learns to render one style of caption, an OpenCLIP model (scorer/) to match
@@ -75,7 +75,7 @@ Made by `python data/tiny_world/build.py --output data/tiny_world --seed {seed}`
 {table}
 
 Each share is of {count} (of 64 prompts for the different answers); pictures are judged by a checker that reads the
-pixels (`world.py`). {size:.1f} MB in all. Trained on {machine}: {timing}.
+pixels (`world.py`). {size:.1f} MB in all. Made by the last run, on {machine}: {timing}.
 """
     (output / "README.md").write_text(report)
     print("\n" + report)
