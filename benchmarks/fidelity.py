@@ -43,11 +43,11 @@ from brushup.flags import read_settings_file
 from brushup.policy.enhancer import Enhancement, PromptEnhancer
 from brushup.prompts.dataset import load_prompts
 from brushup.recipe_config import EvaluationConfig
-from brushup.render.job import RenderJob, paired_seeds
+from brushup.render.job import RenderJob, columns_of, paired_seeds
 from brushup.render.pipeline import arguments_of
 from brushup.render.renderer import Renderer
 from brushup.render.worker import scores_of
-from brushup.rewards.registry import parse_rewards
+from brushup.rewards.registry import columns_read, parse_rewards
 
 
 KEYS_OF_GENERATOR = {field.name for field in dataclasses.fields(RenderConfig)}
@@ -67,15 +67,18 @@ def write_groups(
     return [group for group in different if len(group) > 2]
 
 
-def jobs_of(groups: list[list[Enhancement]], salt: str, seed: int) -> list[list[RenderJob]]:
-    """Return the jobs of each group, whose rewrites share a seed, as in training."""
-    return [
-        [
-            RenderJob(rewrite.prompt, rewrite.user_prompt, *paired_seeds(seed, salt, rewrite.user_prompt, 1))
-            for rewrite in group
-        ]
-        for group in groups
-    ]
+def jobs_of(groups: list[list[Enhancement]], columns: dict[str, str], salt: str, seed: int) -> list[list[RenderJob]]:
+    """Return the jobs of each group, whose rewrites share a seed, as in training.
+
+    Args:
+        columns: of each user prompt, the columns that rewards read, as JSON.
+    """
+
+    def job(rewrite: Enhancement) -> RenderJob:
+        asked = rewrite.user_prompt
+        return RenderJob(rewrite.prompt, asked, *paired_seeds(seed, salt, asked, 1), columns=columns[asked])
+
+    return [list(map(job, group)) for group in groups]
 
 
 def default_variants(renderer: Renderer) -> list[dict[str, Any]]:
@@ -139,7 +142,8 @@ def measure(renderer: Renderer, rewards: list[tuple], groups: list[list[RenderJo
     totals = np.zeros(len(jobs))
     for weight, reward in rewards:
         images = [item.pixels if getattr(reward, "takes_pixels", False) else item.image for item in rendered]
-        totals += weight * np.array(scores_of(reward, images, jobs), dtype=float)
+        scores = [score["score"] if isinstance(score, dict) else score for score in scores_of(reward, images, jobs)]
+        totals += weight * np.array(scores, dtype=float)
     ends = np.cumsum([len(group) for group in groups])[:-1]
     return np.split(totals, ends), len(jobs) / seconds
 
@@ -197,10 +201,11 @@ def main() -> None:
     rewrites = write_groups(args, rows["user_prompt"], arguments.rewrites, settings.get("temperature", 1.0))
     if len(rewrites) < 2:
         parser.error(f"only {len(rewrites)} of {len(rows)} prompts have three different rewrites: raise --rewrites")
-    groups, from_other_seeds = (jobs_of(rewrites, salt, args.seed) for salt in ("fidelity", "another seed"))
-
     full = Renderer(render).with_kwargs("full", render.eval_render_kwargs | arguments.full)
     rewards = [(spec.weight, spec.load(full.device)) for spec in specs if spec.looks_at_images and spec.weight]
+    read = [name for _, reward in rewards for name in columns_read(reward)]
+    columns = {row["user_prompt"]: columns_of(row, read) for row in rows}
+    groups, from_other_seeds = (jobs_of(rewrites, columns, salt, args.seed) for salt in ("fidelity", "another seed"))
     print(f"{sum(map(len, groups))} rewrites of {len(groups)} prompts; in full: {json.dumps(full.render_kwargs)}\n")
     print("| variant | rank | turned | images/s | signal/s |\n| --- | --- | --- | --- | --- |")
     wanted, _ = measure(full, rewards, groups)

@@ -60,7 +60,7 @@ def measure(names: list[str], kwargs: dict[str, dict], count: int, size: int, ro
     device = default_device()
     rng, rendered, jobs = random.Random(0), [], []
     for number in range(count):
-        scene = rng.choice(world.all_scenes())
+        scene = world.random_scene(rng)
         image = world.draw_scene(scene, rng).resize((size, size))
         ImageDraw.Draw(image).text((size // 8, size // 8), "OPEN", fill="black", font_size=size // 8)
         rendered.append(RenderedImage.of(image).pixels.to(device))

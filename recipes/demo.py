@@ -165,6 +165,8 @@ def remarks_on(
             f"The model's answer was no prompt (empty, or not finished within {max_new_tokens} tokens), so your own "
             "prompt was rendered again."
         )
+    if enhancement.kept:
+        yield "The model keeps your prompt as it is."
     for error in dict.fromkeys(result.error for result in results if result.error):
         yield f"Could not be rendered: {error}"
     for subject, result in zip(("Your prompt", "The rewrite"), results, strict=True):

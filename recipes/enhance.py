@@ -178,6 +178,8 @@ def main(arguments: argparse.Namespace) -> None:
     for number, enhancement in enumerate(enhancements):
         if enhancement.malformed:
             print(f"malformed answer to {enhancement.user_prompt!r}: the prompt stays as it is", file=sys.stderr)
+        if enhancement.kept:
+            print(f"{enhancement.user_prompt!r} is kept: the model has nothing to improve", file=sys.stderr)
         if arguments.format == "text":
             print(enhancement.prompt)
         else:

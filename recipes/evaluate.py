@@ -1,6 +1,6 @@
 """Compares ways of prompting on held-out prompts, from the same seeds, and writes a report to look at.
 
-After training, with the YAML file of the run, about a minute and a half on two CPU cores:
+After training, with the YAML file of the run, less than three minutes on two CPU cores:
 
     python recipes/evaluate.py --config recipes/tiny_cpu.yaml
 

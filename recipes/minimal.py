@@ -21,11 +21,12 @@ from trl import GRPOConfig, GRPOTrainer
 
 WORLD = "data/tiny_world"
 SCORER = f"local-dir:{WORLD}/scorer"
-RENDER = {"num_inference_steps": 6, "guidance_scale": 3.0, "height": 32, "width": 32, "max_sequence_length": 1}
+RENDER = {"num_inference_steps": 6, "guidance_scale": 3.0, "height": 48, "width": 48, "max_sequence_length": 1}
 SYSTEM_PROMPT = (  # the one that the tiny policy knows
     "You rewrite a user's request as one prompt for an image generator. Keep everything the user asked for: what it "
     "shows, how many, which colors, sizes and places. Use plain words that the image generator knows, and add what "
-    "the user left out. Answer with the prompt alone, in English, whatever language the user writes."
+    "the user left out. Answer with the prompt alone, in English, whatever language the user writes; or with the word "
+    "KEEP, if the request is such a prompt already."
 )
 
 args = GRPOConfig(
@@ -43,7 +44,8 @@ tokenizer = open_clip.get_tokenizer(SCORER)
 @torch.no_grad()
 def clip(completions, user_prompt, trainer_state, **columns) -> list[float]:
     """Return the cosine, -1..1, of each rewrite's image with the user's own prompt, not with the rewrite."""
-    rewrites = [messages[0]["content"] for messages in completions]
+    answers = [messages[0]["content"] for messages in completions]
+    rewrites = [own if answer == "KEEP" else answer for answer, own in zip(answers, user_prompt, strict=True)]
     # All rewrites of a step start from the same noise, so that rewards differ by the words and not by luck.
     seeds = [torch.Generator().manual_seed(trainer_state.global_step) for _ in rewrites]
     images = pipeline(rewrites, generator=seeds, **RENDER).images

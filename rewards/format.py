@@ -11,12 +11,15 @@ that is never quite right when it gets nearer.
 
 import unicodedata
 
-from brushup.prompts.template import parse_answer
+from brushup.prompts.template import KEEP, is_keep, parse_prompt
 
 
 def kept_share(answer: str, prompt: str) -> float:
-    """Return the share, 0..1, of `answer`, on one line as the parser puts it, that is the parsed `prompt`."""
-    if parse_answer(answer) != prompt:  # malformed or cut off: `prompt` is empty or the user's own
+    """Return the share, 0..1, of `answer`, on one line as the parser puts it, that is the parsed `prompt`, or KEEP."""
+    parsed = parse_prompt(answer) or ""
+    if is_keep(parsed):
+        parsed = prompt = KEEP
+    if not parsed or parsed != prompt:  # malformed or cut off: `prompt` is empty or the user's own
         return 0.0
     return len(prompt) / len(" ".join(unicodedata.normalize("NFC", answer).split()))
 

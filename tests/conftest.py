@@ -31,8 +31,8 @@ WITHOUT_T5 = {"text_encoder_3": None, "tokenizer_3": None}
 RENDER_KWARGS = {
     "num_inference_steps": 6,
     "guidance_scale": 3.0,
-    "height": 32,
-    "width": 32,
+    "height": 48,
+    "width": 48,
     "max_sequence_length": 1,
 }
 

@@ -74,6 +74,12 @@ class Arm:
                 chosen[index] = len(self.totals) + place
         return Arm.joined([self, other]).select(chosen)
 
+    @property
+    def kept(self) -> list[bool]:
+        """Whether each user prompt is left as it is."""
+        columns = zip(self.prompts, self.user_prompts, self.malformed, strict=True)
+        return [prompt == user_prompt and not malformed for prompt, user_prompt, malformed in columns]
+
     def scores(self, name: str) -> list[float | None]:
         """Return one reward of each prompt."""
         return [None if row is None else row[name] for row in self.rewards]

@@ -74,10 +74,10 @@ class Measures:
             the total), `above_original` (share of prompts with a higher total than the user prompt at the same seeds;
             a tie counts half), `harmed` (share with a lower one), `harmed_by_checker` (share of which the checker
             accepts fewer images; None without one), `success_rate` (None without a threshold), `quality_score` (the
-            reward of that name, 0..1), `checker_accuracy` (share of
-            images that the checker accepts; None without one), `tokens` (for each tokenizer the mean length `mean`,
-            the share of prompts `share_cut` that it does not read to the end, and its `limit`), `malformed` and
-            `failed` (shares of all prompts), `prompt_share` (the mean share of an answer that is the prompt) and `n`,
+            reward of that name, 0..1), `checker_accuracy` (share of images that the checker accepts; None without
+            one), `tokens` (for each tokenizer the mean length `mean`, the share of prompts `share_cut` that it does
+            not read to the end, and its `limit`), `malformed`, `kept` (left as the user wrote them) and `failed`
+            (shares of all prompts), `prompt_share` (the mean share of an answer that is the prompt) and `n`,
             the prompts that count.
         """
         totals = [total for total in arm.totals if total is not None]
@@ -101,6 +101,7 @@ class Measures:
             "checker_accuracy": arm.mean_checker_accuracy(),
             "tokens": tokens,
             "malformed": mean(arm.malformed),
+            "kept": mean(arm.kept),
             "prompt_share": mean(arm.prompt_share),
             "failed": arm.rewards.count(None) / len(arm.rewards),
             "n": len(totals),

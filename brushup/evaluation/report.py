@@ -128,6 +128,7 @@ def arms_table(results: Results) -> list[list[str]]:
     columns |= {
         "quality score": lambda arm: _number(arm["quality_score"]),
         "malformed": lambda arm: percent(arm["malformed"]),
+        "kept": lambda arm: percent(arm.get("kept")),
         "failed": lambda arm: percent(arm["failed"]),
         "n": lambda arm: str(arm["n"]),
     }

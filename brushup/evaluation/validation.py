@@ -180,6 +180,7 @@ class Validation:
             "harmed_by_checker",
             "quality_score",
             "malformed",
+            "kept",
             "prompt_share",
             "failed",
             "success_rate",

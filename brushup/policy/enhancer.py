@@ -30,10 +30,10 @@ It rewrites a user's prompt for an image generator. Send two messages, with temp
 - `user`: the user's prompt
 
 Its answer may hold more than the prompt: quotes, a label, thoughts. Brushup's parser takes them away, and returns None
-for an answer without a prompt; then render what the user wrote:
+for an answer without a prompt; then, as for the answer KEEP, render what the user wrote:
 
     from brushup.prompts.template import parse_answer
-    prompt = parse_answer(answer) or user_prompt
+    prompt = parse_answer(answer, user_prompt) or user_prompt
 """
 
 
@@ -43,7 +43,7 @@ class Enhancement:
 
     Attributes:
         user_prompt: as the user wrote it.
-        prompt: the prompt to render: the rewrite, or `user_prompt` if the answer was malformed.
+        prompt: the prompt to render: the rewrite, or `user_prompt` if the answer was KEEP or malformed.
         malformed: whether the answer held no prompt.
         answer: the policy's whole answer.
     """
@@ -52,6 +52,11 @@ class Enhancement:
     prompt: str
     malformed: bool
     answer: str
+
+    @property
+    def kept(self) -> bool:
+        """Whether the policy leaves the user's prompt as it is."""
+        return self.prompt == self.user_prompt and not self.malformed
 
 
 def vision_placeholder_ids(config: PreTrainedConfig) -> list[int]:
@@ -228,4 +233,7 @@ class PromptEnhancer:
         )[:, inputs["input_ids"].shape[1] :]
         finished = torch.isin(generated, torch.tensor(list(ends), device=generated.device)).any(dim=1).tolist()
         texts = tokenizer.batch_decode(generated, skip_special_tokens=True)
-        return [(text, parse_answer(text, done)) for text, done in zip(texts, finished, strict=True)]
+        return [
+            (text, parse_answer(text, user_prompt, done))
+            for text, user_prompt, done in zip(texts, user_prompts, finished, strict=True)
+        ]

@@ -11,8 +11,10 @@ import unicodedata
 SYSTEM_PROMPT = (
     "You rewrite a user's request as one prompt for an image generator. Keep everything the user asked for: what it "
     "shows, how many, which colors, sizes and places. Use plain words that the image generator knows, and add what "
-    "the user left out. Answer with the prompt alone, in English, whatever language the user writes."
+    "the user left out. Answer with the prompt alone, in English, whatever language the user writes; or with the word "
+    "KEEP, if the request is such a prompt already."
 )
+KEEP = "KEEP"  # the answer that leaves the user's prompt as it is
 
 
 def build_messages(user_prompt: str, system_prompt: str = SYSTEM_PROMPT) -> list[dict[str, str]]:
@@ -76,8 +78,19 @@ def _strip_label(paragraph: str) -> str:
     return bare[match.end() :] if match else paragraph
 
 
-def parse_answer(answer: str, finished: bool = True) -> str | None:
-    """Return the prompt inside a policy's answer, on one line.
+def is_keep(prompt: str) -> bool:
+    """Return whether a parsed prompt is the word that keeps the user's prompt; case and a full stop do not count."""
+    return prompt.rstrip(".!").upper() == KEEP
+
+
+def parse_answer(answer: str, user_prompt: str, finished: bool = True) -> str | None:
+    """Return the prompt that a policy's answer asks to render: the prompt inside it, or the user's, if it is KEEP."""
+    prompt = parse_prompt(answer, finished)
+    return user_prompt if prompt is not None and is_keep(prompt) else prompt
+
+
+def parse_prompt(answer: str, finished: bool = True) -> str | None:
+    """Return the prompt inside a policy's answer, on one line; "KEEP" as it is.
 
     Thinking blocks, code fences, special tokens, labels ("Enhanced prompt:"), quotes, markdown, list marks and
     paragraphs of chatter around the prompt are removed; of several paragraphs the first that is a prompt counts.

@@ -70,11 +70,11 @@ class Rollout:
         generated: the return value of `GRPOTrainer._generate`.
         rewrites: the prompts to render; None for a malformed completion.
         token_count: the tokens that the loss is over, of all ranks; float, ().
-        submit: sends all jobs to the worker, and returns `images` and `originals`.
-        original_prompts: the user prompts that are rendered as well.
+        submit: sends all jobs to the worker, and returns `images`.
+        original_prompts: the user prompts that are rendered as well. One that a rewrite keeps is rendered once.
         keeps_images: whether the results carry their images.
-        images: the results of the rewrites, `images_per_prompt` for each that is not malformed.
-        originals: the results of the user prompts, `images_per_prompt` each; None if there are none.
+        images: the results of the rewrites, `images_per_prompt` for each that is not malformed, then those of the
+            original prompts.
         submitted: when it was first sent to the worker, as `time.perf_counter` tells it.
     """
 
@@ -84,7 +84,7 @@ class Rollout:
     generated: tuple
     rewrites: list[str | None]
     token_count: torch.Tensor
-    submit: "Callable[[], tuple[Future[list[RenderResult]], Future[list[RenderResult]] | None]]"
+    submit: "Callable[[], Future[list[RenderResult]]]"
     original_prompts: list[str]
     keeps_images: bool
     submitted: float = field(default_factory=time.perf_counter)
@@ -94,7 +94,7 @@ class Rollout:
 
     def render(self) -> None:
         """Send all jobs to the worker, once more if it failed all of them; the seeds are the same."""
-        self.images, self.originals = self.submit()
+        self.images = self.submit()
 
 
 @dataclass
@@ -116,22 +116,16 @@ class RenderedRows:
     @classmethod
     def collect(cls, rollout: Rollout, images_per_prompt: int) -> "RenderedRows":
         """Wait for the rollout's images. It never raises: an error is a failed result, on this rank alone."""
-        rendered = [rewrite for rewrite in rollout.rewrites if rewrite is not None]
+        count = sum(rewrite is not None for rewrite in rollout.rewrites)
         try:
             results = rollout.images.result()
         except Exception as error:
-            results = [RenderResult.failed(error)] * (len(rendered) * images_per_prompt)
-        rows = iter(results[i : i + images_per_prompt] for i in range(0, len(results), images_per_prompt))
-        by_row = [next(rows) if rewrite is not None else [] for rewrite in rollout.rewrites]
+            results = [RenderResult.failed(error)] * (count * images_per_prompt)
+        rows = [results[start : start + images_per_prompt] for start in range(0, len(results), images_per_prompt)]
+        rewritten = iter(rows[:count])
+        by_row = [next(rewritten) if rewrite is not None else [] for rewrite in rollout.rewrites]
         errors = [result.error for row in by_row for result in row if result.error]
-        originals: dict[str, list[RenderResult]] = {}
-        try:
-            results = rollout.originals.result() if rollout.originals else []
-            starts = range(0, len(results), images_per_prompt)
-            by_prompt = [results[start : start + images_per_prompt] for start in starts]
-            originals = dict(zip(rollout.original_prompts, by_prompt, strict=bool(results)))
-        except Exception as error:
-            logger.warning(f"the user prompts could not be rendered: {type(error).__name__}: {error}")
+        originals = dict(zip(rollout.original_prompts, rows[count:], strict=False))  # none if nothing was rendered
         return cls(by_row, originals, errors, time.perf_counter() - rollout.submitted)
 
     @property

@@ -28,7 +28,8 @@ class ScoredBatch:
         rewards: as the rewards gave them, (rows, rewards), NaN where there is none.
         gains: over the user prompt's image, (rows, rewards), NaN where unknown.
         values: the rewards to train on, (rows, rewards), NaN for a failed row.
-        malformed, failed, gated: bool, (rows,); `gated` rows missed a gate.
+        malformed, kept, failed, gated: bool, (rows,); `kept` rows left the user prompt as it is, `gated` ones missed
+            a gate.
         growth: length, repetition and cut of the rewrites, each (rows,), NaN where nothing was rendered.
         tokens_cut: by tokenizer, the tokens that it does not read, (rows,), NaN where nothing was rendered.
         errors: of the machine and of the rewards.
@@ -40,6 +41,7 @@ class ScoredBatch:
     gains: np.ndarray
     values: np.ndarray
     malformed: np.ndarray
+    kept: np.ndarray
     failed: np.ndarray
     gated: np.ndarray
     growth: dict[str, np.ndarray]
@@ -72,6 +74,9 @@ class ScoredBatch:
         }
         columns = {
             "malformed": [rewrite is None for rewrite in rollout.rewrites],
+            "kept": [
+                rewrite == row["user_prompt"] for rewrite, row in zip(rollout.rewrites, rollout.rows, strict=True)
+            ],
             "failed": [any(result.error for result in results) for results in rendered.results],
             **{name: [math.nan if value is None else value for value in values] for name, values in growth.items()},
             **{f"cut {name}": values for name, values in cut.items()},
@@ -85,7 +90,7 @@ class ScoredBatch:
         failed = of["failed"].astype(bool) | ~(malformed | objective.has_all_inputs(raw, gains))
         values, gated = objective.shape_rewards(raw, gains, malformed, failed)
         return cls(
-            *(rollout.step, raw, gains, values, malformed, failed, gated),
+            *(rollout.step, raw, gains, values, malformed, of["kept"].astype(bool), failed, gated),
             {name: of[name] for name in growth},
             {name: of[f"cut {name}"] for name in cut},
             gather_object(rendered.errors),
@@ -95,7 +100,7 @@ class ScoredBatch:
     @classmethod
     def joined(cls, batches: "Sequence[ScoredBatch]") -> "ScoredBatch":
         """Return the rows of all batches of an optimizer step as one batch."""
-        names = ("rewards", "gains", "values", "malformed", "failed", "gated")
+        names = ("rewards", "gains", "values", "malformed", "kept", "failed", "gated")
         arrays = [np.concatenate([vars(batch)[name] for batch in batches]) for name in names]
         dicts = [
             {key: np.concatenate([vars(batch)[name][key] for batch in batches]) for key in vars(batches[0])[name]}
@@ -168,6 +173,7 @@ def log_batch(
         trainer._log_completion_extra(name, values[start : start + count].tolist())
 
     log("render/malformed", batch.malformed)
+    log("render/kept", batch.kept)
     log("render/failed", batch.failed)
     for tokenizer, cut in batch.tokens_cut.items():
         log(f"render/tokens_cut/{tokenizer}", cut)

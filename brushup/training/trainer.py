@@ -137,7 +137,8 @@ class PromptEnhancerTrainer(GRPOTrainer):
         log_probs = recorder.for_tokens(ids) if recorder else log_probs
         answers = self.processing_class.batch_decode(ids, skip_special_tokens=True)
         finished = [token_ids[-1] in self.eos_token_ids for token_ids in ids]
-        rewrites = [parse_answer(*pair) for pair in zip(answers, finished, strict=True)]
+        user_prompts = [row["user_prompt"] for row in rows]
+        rewrites = [parse_answer(*answer) for answer in zip(answers, user_prompts, finished, strict=True)]
         ends = (*self.eos_token_ids, self._tokenizer.pad_token_id)
         counted = sum(len(t) for t in ids if t[-1] in ends or not self.mask_truncated_completions)  # by the loss
         token_count = gather(torch.tensor([float(counted)], device=self.accelerator.device)).sum()
@@ -155,10 +156,7 @@ class PromptEnhancerTrainer(GRPOTrainer):
             (prompt_ids, ids, tool_mask, completions, log_probs, *rest),
             rewrites,
             token_count,
-            lambda: (
-                self.worker.submit(jobs, keeps_images),
-                self.worker.submit(original_jobs, keeps_images) if original_jobs else None,
-            ),
+            lambda: self.worker.submit([*jobs, *original_jobs], keeps_images),
             list(originals),
             keeps_images,
         )

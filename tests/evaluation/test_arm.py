@@ -1,4 +1,5 @@
 import functools
+import json
 import shutil
 import subprocess
 
@@ -11,7 +12,7 @@ from brushup.evaluation.compare import Measures, paired_difference, pairs, resul
 from brushup.evaluation.sheet import CELL, GAP, _find_font, _warn_of_boxes, can_write, labelled_grid
 from brushup.rewards.combine import Objective
 from brushup.rewards.registry import RewardSpec, load_text_rewards
-from world import canonical_caption, check_pictures
+from world import caption, check_pictures
 
 
 def arm(*scores, prompts=None, tokens=None):
@@ -95,13 +96,13 @@ def test_what_of_an_answer_is_the_prompt(worker, validation_rows):
 def test_an_arm_on_the_tiny_world(worker, validation_rows):
     """Captions that the generator knows, against the same held-out prompts as users wrote them."""
     rows = [row | {"prompt": [{"role": "user", "content": row["user_prompt"]}]} for row in validation_rows]
-    rows = [row for row in rows if None not in row["scene"].values()][:12]
+    rows = [row for row in rows if "null" not in json.dumps(row["scene"])][:12]  # all is said
     text_rewards = load_text_rewards([RewardSpec("keyword_retention")])
     arms = {
         name: evaluate_prompts(prompts, rows, worker, text_rewards, 2, seed=0, checker=check_pictures)
         for name, prompts in {
             "original": [row["user_prompt"] for row in rows],
-            "canonical": [canonical_caption(row["scene"]) for row in rows],
+            "captions": [caption(row["scene"]) for row in rows],
         }.items()
     }
     objective = Objective({"clip": 1.0, "keyword_retention": 0.0})
@@ -110,14 +111,14 @@ def test_an_arm_on_the_tiny_world(worker, validation_rows):
     measures = Measures(rows, objective.weights, None, worker.token_limits)
     summaries = {name: measures.summary(arm, arms["original"]) for name, arm in arms.items()}
     assert summaries["original"]["rewards"]["keyword_retention"] == 1.0
-    assert summaries["canonical"]["above_original"] > 0.7 > summaries["original"]["above_original"] == 0.5
-    tokens = summaries["canonical"]["tokens"]["clip"]
-    assert 8 < tokens["mean"] < 32 == tokens["limit"]
-    assert arms["canonical"].mean_rewards()["clip"] > arms["original"].mean_rewards()["clip"] + 0.3
-    accuracy = arms["canonical"].checker_accuracy
+    assert summaries["captions"]["above_original"] > 0.7 > summaries["original"]["above_original"] == 0.5
+    tokens = summaries["captions"]["tokens"]["clip"]
+    assert 8 < tokens["mean"] < 24 == tokens["limit"]
+    assert arms["captions"].mean_rewards()["clip"] > arms["original"].mean_rewards()["clip"] + 0.3
+    accuracy = arms["captions"].checker_accuracy
     assert set(accuracy) <= {0.0, 0.5, 1.0} and len(accuracy) == 12
-    assert summaries["canonical"]["checker_accuracy"] > 0.8
-    assert summaries["canonical"]["harmed"] < 0.1 and summaries["canonical"]["harmed_by_checker"] == 0.0
+    assert summaries["captions"]["checker_accuracy"] > 0.8
+    assert summaries["captions"]["harmed"] < 0.1 and summaries["captions"]["harmed_by_checker"] == 0.0
     lines = results_table(summaries).splitlines()
     assert lines[0].split()[1::2][-5:] == ["keyword_retention", "checker_accuracy", "harmed", "harmed_by_checker", "n"]
     assert len({len(line) for line in lines}) == 1

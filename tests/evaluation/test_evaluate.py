@@ -65,8 +65,9 @@ def test_arms_and_what_is_said_of_them(evaluated):
         *("left", "best_of_2 left", "right", "best_of_2 right", "oracle left", "oracle right"),
     ]
     for arm in results.arms.values():
-        assert set(arm["rewards"]) == {"clip", "keyword_retention"} and arm["n"] == 12
-        assert arm["reward"] == arm["rewards"]["clip"]  # the other one is only looked at
+        assert set(arm["rewards"]) == {"clip", "questions", "keyword_retention"} and arm["n"] == 12
+        trained = arm["rewards"]["clip"] + arm["rewards"]["questions"]  # the third is only looked at
+        assert arm["reward"] == pytest.approx(trained)
         assert 0 <= arm["success_rate"] <= 1 and 0 <= arm["checker_accuracy"] <= 1 and arm["seconds"] >= 0
         assert set(arm["by_difficulty"]) <= {"easy", "medium", "hard"}
         assert sum(group["n"] for group in arm["by_category"].values()) == 12
@@ -159,7 +160,7 @@ def test_the_report_in_a_browser(evaluated, browser):
         clipped = "[...document.querySelectorAll('.scroll')].some((table) => table.scrollWidth > table.clientWidth)"
         assert not page.evaluate(clipped)
         assert best > 0 and shown.first.locator("img").count() == 9
-        assert page.evaluate("[...document.images].every((image) => image.naturalWidth === 32)")
+        assert page.evaluate("[...document.images].every((image) => image.naturalWidth === 48)")
         page.get_by_role("button", name="All").click()
         everything = shown.count()
         assert everything == 12 > best
@@ -175,7 +176,7 @@ def test_the_report_in_a_browser(evaluated, browser):
     ("flags", "message"),
     [
         (("--beter", "1"), "--beter does not exist"),
-        (("--reward_weights", "1", "2"), "reward_weights: 2 weights for 1 reward_funcs"),
+        (("--reward_weights", "1", "2", "3"), "reward_weights: 3 weights for 2 reward_funcs"),
     ],
 )
 def test_wrong_settings_end_it_before_any_model_is_loaded(flags, message):

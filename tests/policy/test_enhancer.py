@@ -28,7 +28,7 @@ def test_greedy_rewrites_do_not_depend_on_the_batch(enhancer):
     together = enhancer.enhance(PROMPTS, temperature=0)
     alone = [enhancer.enhance([prompt], temperature=0)[0] for prompt in PROMPTS]
     assert together == alone
-    assert all(parse_answer(enhancement.prompt) == enhancement.prompt for enhancement in together)
+    assert all(parse_answer(enhancement.prompt, "a cat") == enhancement.prompt for enhancement in together)
 
 
 def test_the_seed_decides_the_samples(enhancer):
@@ -122,7 +122,7 @@ def test_an_image_goes_with_its_prompt(enhancer, text_policy):
     hook = enhancer.model.model.visual.register_forward_pre_hook(lambda _, inputs: shown.append(len(inputs[0])))
     mixed = enhancer.enhance(PROMPTS, temperature=0, image=[red, None, blue])
     hook.remove()
-    assert shown and shown[0] == 2 * (32 // 4) ** 2  # the patches of two images
+    assert shown and shown[0] == 2 * (48 // 8) ** 2  # the patches of two images, enlarged
     assert mixed[1] == enhancer.enhance(PROMPTS[1], temperature=0)
     assert mixed[0] == enhancer.enhance(PROMPTS[0], temperature=0, image=red)
     with pytest.raises(ValueError, match="reads text only"):

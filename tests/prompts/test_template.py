@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from brushup.prompts.template import build_messages, parse_answer
+from brushup.prompts.template import build_messages, parse_answer, parse_prompt
 
 
 CAT = "a fluffy orange cat on a windowsill, soft morning light"
@@ -86,25 +86,36 @@ ANSWERS = [
 
 @pytest.mark.parametrize(("answer", "prompt"), ANSWERS)
 def test_prompt_in_answer(answer, prompt):
-    assert parse_answer(answer) == prompt
+    assert parse_prompt(answer) == prompt
 
 
 def test_cut_off_answer_is_malformed():
-    assert parse_answer("a fluffy orange cat on a", finished=False) is None
+    assert parse_prompt("a fluffy orange cat on a", finished=False) is None
 
 
 @pytest.mark.parametrize("part", [" ", "\n", "prompt ", "*", "<prompt>", "<think>", "```", '"', "1. ", "Sure! "])
 def test_a_long_answer_takes_no_long_time(part):
     """A policy that has gone astray may write one thing over and over."""
     start = time.process_time()
-    parse_answer(f"prompt{part * 8000}x")
+    parse_prompt(f"prompt{part * 8000}x")
     assert time.process_time() - start < 1  # with one pattern that goes back for each character it is 2 to 20 s
+
+
+@pytest.mark.parametrize("answer", ["KEEP", "keep", " KEEP.\n", '"KEEP"', "**KEEP**", "<think>it is fine</think>KEEP"])
+def test_keep_is_the_users_prompt_as_it_is(answer):
+    assert parse_answer(answer, "a cat,  sitting") == "a cat,  sitting"
+    assert parse_answer(answer, "a cat", finished=False) is None
+
+
+@pytest.mark.parametrize("answer", ["keep the cat", "a sign that says KEEP OUT", "keepsake"])
+def test_a_prompt_with_that_word_is_a_prompt(answer):
+    assert parse_answer(answer, "a cat") == answer
 
 
 def test_parsing_twice_changes_nothing():
     for answer, prompt in ANSWERS:
         if prompt is not None:
-            assert parse_answer(prompt) == prompt, answer
+            assert parse_prompt(prompt) == prompt, answer
 
 
 def test_messages_hold_the_users_words():

@@ -94,7 +94,7 @@ def page(browser, url, request):
 @dataclass
 class Shown:
     texts: list[str]
-    pictures: list[np.ndarray]  # (32, 32, 3), of the user's prompt and of the rewrite
+    pictures: list[np.ndarray]  # (48, 48, 3), of the user's prompt and of the rewrite
     scores: dict[str, list[float]]
     message: str
 
@@ -112,10 +112,10 @@ def what_is_shown(page: Page, seed: int) -> Shown:
     for side in ("original", "rewrite"):
         image = page.locator(f"#{side}-picture img")
         large = Image.open(io.BytesIO(httpx.get(image.get_attribute("src")).content)).convert("RGB")
-        assert large.size == (512, 512)
-        small = large.resize((32, 32), Image.Resampling.NEAREST)
+        assert large.size == (528, 528)
+        small = large.resize((48, 48), Image.Resampling.NEAREST)
         # Each pixel is a square: the browser must not have to enlarge, and blur, anything.
-        assert small.resize((512, 512), Image.Resampling.NEAREST).tobytes() == large.tobytes()
+        assert small.resize((528, 528), Image.Resampling.NEAREST).tobytes() == large.tobytes()
         pictures.append(np.asarray(small, dtype=int))
     rows = [row.locator("td").all_inner_texts() for row in page.locator("#scores tbody tr").all()]
     return Shown(

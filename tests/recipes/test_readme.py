@@ -126,7 +126,7 @@ def test_using_it_in_python(trained, clone):
 def test_using_it_from_the_shell(trained, clone):
     printed = run(typed(find("recipes/enhance.py")), cwd=clone).stdout.splitlines()
     assert len(printed) == 1 and printed[0].isascii()
-    assert Image.open(clone / "runs" / "pictures" / "0001_rewrite.png").size == (32, 32)
+    assert Image.open(clone / "runs" / "pictures" / "0001_rewrite.png").size == (48, 48)
 
 
 @pytest.mark.slow

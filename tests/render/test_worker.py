@@ -49,7 +49,7 @@ def test_submit_gives_what_score_gives(worker):
 
 
 def test_pictures_come_back_when_asked_for(worker):
-    assert worker.score([RenderJob(RED, RED, 1)], return_images=True)[0].image.size == (32, 32)
+    assert worker.score([RenderJob(RED, RED, 1)], return_images=True)[0].image.size == (48, 48)
 
 
 def test_the_same_picture_for_two_users_is_drawn_once(worker):
@@ -141,17 +141,17 @@ def pixel_rewards(architectures, tiny_pickscore, tmp_path_factory):
     return {name: load_reward(name, device="cpu", batch_size=3, **kwargs) for name, kwargs in settings.items()}
 
 
-@pytest.mark.parametrize("sizes", [[(32, 32)], [(64, 64)], [(48, 64)], [(64, 48), (40, 96), (32, 32)]])
+@pytest.mark.parametrize("sizes", [[(48, 48)], [(64, 64)], [(48, 64)], [(64, 48), (40, 96), (32, 32)]])
 @pytest.mark.parametrize("name", ["clip", "hpsv2", "siglip", "aesthetic", "pickscore"])
 def test_pixels_and_pil_images_have_the_same_scores(pixel_rewards, name, sizes):
     """Pillow and torchvision round differently when pictures get smaller (pixels by up to 4 of 255)."""
     rng, reward = random.Random(0), pixel_rewards[name]
-    scenes = rng.sample(world.all_scenes(), 7)
-    prompts = [f"a {scene['size']} {scene['color']} shape" for scene in scenes]  # for which no score is near 1
+    scenes = [world.random_scene(rng) for _ in range(7)]
+    prompts = [f"a {scene['objects'][0]['color']} shape" for scene in scenes]  # for which no score is near 1
     images = [world.draw_scene(scene, rng).resize(sizes[i % len(sizes)]) for i, scene in enumerate(scenes)]
     wanted = reward(images, prompts, prompts)
     scores = reward([RenderedImage.of(image).pixels for image in images], prompts, prompts)
-    assert scores == pytest.approx(wanted, abs=1e-5 if sizes == [(32, 32)] else 0.01)
+    assert scores == pytest.approx(wanted, abs=1e-5 if sizes == [(48, 48)] else 0.01)
     assert len({round(score, 4) for score in wanted}) > 3
 
 
@@ -163,8 +163,8 @@ def test_no_pil_image_is_made_unless_it_is_needed(renderer, pixel_rewards, monke
     assert [set(result.scores) for result in results] == [set(pixel_rewards)] * 2 and not made
     everything = LocalWorker(renderer, {**pixel_rewards, "mine": lambda images, *_: [images[0].width] * len(images)})
     shown = everything.score(jobs, return_images=True)
-    assert [result.scores["mine"] for result in shown] == [32, 32] and len(made) == 2
-    assert [result.image.size for result in shown] == [(32, 32)] * 2 and len(made) == 2
+    assert [result.scores["mine"] for result in shown] == [48, 48] and len(made) == 2
+    assert [result.image.size for result in shown] == [(48, 48)] * 2 and len(made) == 2
     for name in pixel_rewards:
         assert [r.scores[name] for r in shown] == pytest.approx([r.scores[name] for r in results], abs=1e-5)
 
@@ -175,7 +175,7 @@ def test_pixels_in_the_precision_of_gpus(pixel_rewards, architectures, kind):
     half = load_reward(kind, device="cpu", precision="pure_bf16", **model)
     rng = random.Random(0)
     pixels = [
-        RenderedImage.of(world.draw_scene(scene, rng).resize((64, 48))).pixels for scene in world.all_scenes()[:3]
+        RenderedImage.of(world.draw_scene(world.random_scene(rng), rng).resize((64, 48))).pixels for _ in range(3)
     ]
     texts = ["a small red circle", "a blue square", "nothing"]
     assert half(pixels, texts, texts) == pytest.approx(pixel_rewards[kind](pixels, texts, texts), abs=0.05)

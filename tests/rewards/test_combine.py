@@ -166,7 +166,8 @@ def test_gain_over_the_image_of_the_users_own_prompt(tmp_path):
     worker = StubWorker(lambda job: 0.4 if job.prompt == job.user_prompt else by_length(job))
     trainer = make_trainer(tmp_path, worker, max_steps=1, images_per_prompt=2, gain_gates={"clip": 0.0})
     trainer.train()
-    rewrites, originals = worker.batches
+    (jobs,) = worker.batches
+    rewrites, originals = jobs[:-4], jobs[-4:]
     assert {(job.user_prompt, job.seed) for job in originals} == {(job.user_prompt, job.seed) for job in rewrites}
     assert len(originals) == len(set(originals)) == 2 * 2 and all(job.prompt == job.user_prompt for job in originals)
     raw = table(trainer, "raw_clip")

@@ -24,6 +24,7 @@ from transformers import (
     CLIPProcessor,
 )
 
+import users
 import world
 from support.reward_models import SCORER, write_head
 from support.rewards import load_reward
@@ -80,9 +81,9 @@ def test_clip_is_the_clip_score_of_torchmetrics(transformers_scorer):
     processor = CLIPProcessor.from_pretrained(transformers_scorer)
     clip = load_reward("clip", model_name=f"local-dir:{SCORER}", precision="fp32", **BATCH)
     rng = random.Random(0)
-    scenes = rng.sample(world.all_scenes(), 10)
+    scenes = [world.random_scene(rng) for _ in range(10)]
     images = [world.draw_scene(scene, rng) for scene in scenes]
-    texts = [world.user_prompt(scene, "synonym", rng)[0] for scene in scenes]
+    texts = [users.user_prompt(scene, "plain", rng)[0] for scene in scenes]
     with torch.no_grad():
         seen = model.get_image_features(processor(images=images, return_tensors="pt").pixel_values)
         read = model.get_text_features(*processor(text=texts, padding=True, return_tensors="pt").values())
@@ -103,11 +104,11 @@ def test_hpsv2_is_the_cosine_of_padded_images(architectures):
     images = noise_images(len(TEXTS))
     inputs = []
     for image in images:
-        scale = 32 / max(image.size)
+        scale = 48 / max(image.size)
         small = image.resize([round(side * scale) for side in image.size], Image.Resampling.BICUBIC)
-        square = Image.new("RGB", (32, 32))
-        square.paste(small, ((32 - small.width) // 2, (32 - small.height) // 2))
-        inputs.append(open_clip.image_transform(32, is_train=False)(square))
+        square = Image.new("RGB", (48, 48))
+        square.paste(small, ((48 - small.width) // 2, (48 - small.height) // 2))
+        inputs.append(open_clip.image_transform(48, is_train=False)(square))
     with torch.no_grad():
         seen, read, _ = model(torch.stack(inputs), open_clip.get_tokenizer("tiny-clip")(TEXTS))
     assert reward(images, TEXTS, NO_REWRITES) == pytest.approx((seen @ read.T).diagonal().tolist(), abs=1e-5)
@@ -135,7 +136,7 @@ def test_siglip_in_half_precision(architectures):
 
 
 def test_aesthetic_is_the_head_on_clips_features(architectures, tmp_path):
-    weights = write_head(tmp_path / "head.pth", 64)
+    weights = write_head(tmp_path / "head.pth", 128)
     settings = {"model_name": "tiny-clip", "pretrained": f"{architectures}/clip.pt"}
     reward = load_reward("aesthetic", head=str(tmp_path / "head.pth"), **settings, **BATCH)
     model, _, preprocess = open_clip.create_model_and_transforms(**settings)
@@ -311,12 +312,11 @@ def test_the_right_image_is_above_a_wrong_one(name, architectures, transformers_
         settings = {"model_name": transformers_scorer, "processor": transformers_scorer}
     reward = load_reward(name, **settings)
     rng, prompts, right, wrong = random.Random(0), [], [], []
-    scenes = world.all_scenes()
-    for scene in rng.sample(scenes, 100):
-        near = [other for other in scenes if sum(other[key] != scene[key] for key in scene) == 1]
-        prompts.append(world.user_prompt(scene, "synonym", rng)[0])
+    for _ in range(100):
+        scene = world.random_scene(rng)
+        prompts.append(users.user_prompt(scene, "plain", rng)[0])
         right.append(world.draw_scene(scene, rng))
-        wrong.append(world.draw_scene(rng.choice(near), rng))
+        wrong.append(world.draw_scene(world.near_scene(scene, rng), rng))
     scores = zip(reward(right, prompts, prompts), reward(wrong, prompts, prompts), strict=True)
     assert sum(good > bad for good, bad in scores) >= 80
 
@@ -327,7 +327,7 @@ def test_the_right_image_is_above_a_wrong_one(name, architectures, transformers_
 @pytest.fixture
 def shared(architectures, tmp_path):
     """`clip` and `aesthetic` with equal settings, and a list that grows by one for each pass over images."""
-    write_head(tmp_path / "head.pth", 64)
+    write_head(tmp_path / "head.pth", 128)
     settings = {"model_name": "tiny-clip", "pretrained": f"{architectures}/clip.pt"}
     clip = load_reward("clip", **settings)
     aesthetic = load_reward("aesthetic", head=str(tmp_path / "head.pth"), **settings)
@@ -401,7 +401,7 @@ def test_missing_weights_are_named(name, settings, message):
 
 def test_weights_of_another_model_are_refused(tmp_path, architectures, tiny_pickscore):
     write_head(tmp_path / "head.pth", 768)
-    with pytest.raises(ValueError, match="the head reads 768 features and tiny-clip has 64"):
+    with pytest.raises(ValueError, match="the head reads 768 features and tiny-clip has 128"):
         load_reward(
             "aesthetic",
             head=str(tmp_path / "head.pth"),

@@ -1,12 +1,17 @@
 """`questions`, on a tiny Qwen2-VL whose answers are random, and the column of the prompt file."""
 
 import json
+import random
+from collections import defaultdict
 
 import pytest
 import torch
+from conftest import TINY_WORLD
 from PIL import Image
 from transformers import AutoProcessor, Qwen2VLForConditionalGeneration
 
+import users
+import world
 from brushup.prompts.dataset import load_prompts
 from brushup.rewards.questions import with_needs
 from support.judge import save_judge
@@ -101,3 +106,24 @@ def test_wrong_questions_are_refused_with_their_line(tmp_path, questions, fault)
     file.write_text("\n".join(json.dumps(row) for row in (good, {"user_prompt": "a dog", "questions": questions})))
     with pytest.raises(ValueError, match=f"prompts.jsonl:2: `questions` {fault}"):
         load_prompts(str(file))
+
+
+def test_the_tiny_judge_agrees_with_the_pixels():
+    """Whether an image has the expected answer: images of the scene that is asked about, and of a near one.
+
+    An answer that needs others counts as wrong to both if these are wrong: nobody can say where a missing shape is.
+    """
+    rng, shown, columns = random.Random(0), [], []
+    for _ in range(60):
+        scene = world.random_scene(rng)
+        shown += [world.draw_scene(scene, rng), world.draw_scene(world.near_scene(scene, rng), rng)]
+        columns += [users.questions_of(scene)] * 2
+    judge = load_reward("questions", model_name=str(TINY_WORLD / "judge"), batch_size=64)
+    agreed = defaultdict(list)
+    for image, scores, rows in zip(shown, judge.ask(shown, [""] * len(shown), columns), columns, strict=True):
+        answers = [float(world.answer_question(image, row["question"]) == row["answer"]) for row in rows]
+        for score, is_right, row in zip(scores, with_needs(answers, rows), rows, strict=True):
+            agreed[row["skill"]].append((score > 0.5) == is_right)
+    assert agreed.keys() == {"object", "size", "color", "count", "relation", "background"}
+    assert sum(map(sum, agreed.values())) >= 0.95 * sum(map(len, agreed.values()))
+    assert all(sum(found) >= 0.9 * len(found) for found in agreed.values())

@@ -1,6 +1,7 @@
 """The rewards that look at the rewrite alone."""
 
 import json
+import random
 import re
 import sys
 
@@ -124,7 +125,7 @@ def test_language_on_real_prompts(language, file):
 
 
 def test_language_has_nothing_against_the_generators_captions(language):
-    captions = [world.canonical_caption(scene) for scene in world.all_scenes()]
+    captions = [world.caption(world.random_scene(random.Random(seed))) for seed in range(200)]
     assert min(language(completions(*captions), user_prompt=captions)) == 1.0
 
 
@@ -169,6 +170,8 @@ def test_language_without_its_package(monkeypatch):
         ("**Enhanced prompt:** a red cup", 9 / 30),
         ("Sure, here you are!\n\na red cup\n\nLet me know if you want more.", 9 / 59),
         ("<think>a cup, hm</think>a red cup", 9 / 33),
+        ("KEEP", 1.0),
+        ("**KEEP**", 4 / 8),
         ("<think>a cup, hm", 0.0),  # malformed
         ("I cannot do that.", 0.0),
         (" \n ", 0.0),
@@ -176,7 +179,7 @@ def test_language_without_its_package(monkeypatch):
     ],
 )
 def test_format_is_the_share_of_the_answer_that_is_the_prompt(answer, share):
-    rewrite = completions(parse_answer(answer) or "")
+    rewrite = completions(parse_answer(answer, "a cup") or "")
     assert load_reward("format")(rewrite, raw_answer=[answer], user_prompt=["a cup"]) == [pytest.approx(share)]
 
 

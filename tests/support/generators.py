@@ -58,7 +58,7 @@ def clip_tokenizer() -> CLIPTokenizer:
 
 def clip_text_config() -> CLIPTextConfig:
     return CLIPTextConfig(
-        vocab_size=394,
+        vocab_size=len(clip_tokenizer()),
         hidden_size=TEXT_WIDTH,
         intermediate_size=TEXT_WIDTH,
         projection_dim=TEXT_WIDTH,

@@ -147,7 +147,7 @@ def gemma_tokenizer(limit: int = 512) -> GemmaTokenizer:
 
 
 TEXT = {
-    "vocab_size": 960,
+    "vocab_size": 1500,
     "hidden_size": TEXT_WIDTH,
     "intermediate_size": TEXT_WIDTH,
     "num_hidden_layers": 2,
@@ -514,7 +514,7 @@ def kandinsky3() -> Kandinsky3Pipeline:
 
 def kandinsky5() -> Kandinsky5T2IPipeline:
     return Kandinsky5T2IPipeline(
-        tokenizer=AutoProcessor.from_pretrained(TINY_WORLD / "policy"),
+        tokenizer=AutoProcessor.from_pretrained(TINY_WORLD / "policy", padding_side="right"),
         text_encoder=qwen2_5_vl(),
         tokenizer_2=clip_tokenizer(),
         text_encoder_2=CLIPTextModel(clip_text_config()),
@@ -622,7 +622,7 @@ def lumina2() -> Lumina2Pipeline:
 
 def nucleus() -> NucleusMoEImagePipeline:
     return NucleusMoEImagePipeline(
-        processor=AutoProcessor.from_pretrained(TINY_WORLD / "policy"),
+        processor=AutoProcessor.from_pretrained(TINY_WORLD / "policy", padding_side="right"),
         text_encoder=qwen3_vl(Qwen3VLForConditionalGeneration, layers=8),
         vae=qwen_vae(),
         transformer=NucleusMoEImageTransformer2DModel(

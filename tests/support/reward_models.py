@@ -24,7 +24,8 @@ def architectures(tmp_path_factory):
     open_clip.add_model_config(folder)
     weights = load_file(SCORER / "open_clip_model.safetensors")
     torch.save({"state_dict": weights}, folder / "clip.pt")
-    torch.save({"state_dict": weights | {"logit_bias": torch.tensor(-7.5)}}, folder / "siglip.pt")
+    softer = {"logit_scale": torch.tensor(3.0), "logit_bias": torch.tensor(-7.5)}  # at 100, all that fit have 1.0
+    torch.save({"state_dict": weights | softer}, folder / "siglip.pt")
     return folder
 
 

@@ -66,7 +66,7 @@ def make_trainer(
         **{
             "per_device_train_batch_size": 8,
             "num_generations": 4,
-            "max_completion_length": 24,
+            "max_completion_length": 32,
             "max_steps": 2,
             "learning_rate": 1e-2,
             "logging_steps": 1,

@@ -174,7 +174,7 @@ class Snapshots(TrainerCallback):
         self.weights.append({n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad})
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-4), ("bfloat16", 0.05)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-4), ("bfloat16", 0.1)])
 def test_log_probabilities_are_those_of_the_policy_that_wrote(tmp_path, compiled_on_cpu, dtype, tolerance):
     """At step t that is the policy before the update of step t-1; TRL weighs its loss by the ratio of the two."""
     options = {"max_staleness": 1, "model_init_kwargs": {"dtype": dtype}}

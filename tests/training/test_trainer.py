@@ -42,12 +42,11 @@ def test_a_group_is_drawn_from_the_same_seeds_and_each_step_from_others(tmp_path
     trainer = make_trainer(tmp_path, worker, prompts=tmp_path / "few.jsonl", images_per_prompt=2, log_gain=True)
     trainer.train()
     assert {job.prompt == job.user_prompt for jobs in worker.batches for job in jobs} == {True, False}
-    for batch, jobs in enumerate(worker.batches):
+    for step, jobs in enumerate(worker.batches):
         seeds = {}
         for job in jobs:
             seeds.setdefault(job.user_prompt, set()).add(job.seed)
             assert json.loads(job.columns) == ({"questions": questions} if job.user_prompt == "a cat" else {})
-        step = batch // 2  # the rewrites, and then the user prompts
         assert seeds == {prompt: set(paired_seeds(trainer.args.seed, step, prompt, 2)) for prompt in seeds}
 
 
@@ -90,6 +89,29 @@ def test_a_malformed_answer_has_reward_zero_and_is_not_drawn(tmp_path):
     for name in ("clip", "mine"):
         assert [r == 0 for r in trainer._logs["rewards"][name]] == [rewrite is None for rewrite in rewrites]
     assert history(trainer, "render/malformed") == [rewrites.count(None) / 8]
+
+
+def test_keep_is_the_users_prompt_and_is_drawn_once(tmp_path):
+    """Beside the user's own prompt, which a gate of the gain draws, too: both are the same jobs."""
+    worker = StubWorker(lambda job: 0.9)
+    trainer = make_trainer(tmp_path, worker, max_steps=1, gain_gates={"clip": 0.0})
+    write, finished = trainer.processing_class.batch_decode, []
+
+    def decode(ids, **options):
+        finished[:] = [row for row, tokens in enumerate(ids) if tokens[-1] in trainer.eos_token_ids][:3]
+        return ["KEEP." if row in finished else text for row, text in enumerate(write(ids, **options))]
+
+    trainer.processing_class.batch_decode = decode
+    trainer.train()
+    rewrites, user_prompts = table(trainer, "rewrite"), table(trainer, "user_prompt")
+    assert finished and all(rewrites[row] == user_prompts[row] for row in finished) and rewrites != user_prompts
+    assert [trainer._logs["rewards"]["clip"][row] for row in finished] == pytest.approx([0.9] * len(finished))
+    kept = [rewrite == prompt for rewrite, prompt in zip(rewrites, user_prompts, strict=True)]
+    assert history(trainer, "render/kept") == [sum(kept) / 8]
+    (jobs,) = worker.batches
+    written = [rewrite for rewrite in rewrites if rewrite is not None]
+    assert [job.prompt for job in jobs] == [*written, *dict.fromkeys(user_prompts)]
+    assert len(set(jobs)) == len(set(written) | set(user_prompts))
 
 
 def test_it_stops_when_nothing_can_be_scored(tmp_path):
@@ -183,7 +205,11 @@ def test_a_row_that_one_reward_skips_is_left_out_whole(tmp_path):
         "def mine(prompts, completions, **columns):\n    return [None] + [0.5] * (len(prompts) - 1)\n"
     )
     trainer = make_trainer(
-        tmp_path, StubWorker(lambda job: 0.9), reward_funcs=["clip", f"{tmp_path}/mine.py:mine"], max_steps=1
+        tmp_path,
+        StubWorker(lambda job: 0.9),
+        reward_funcs=["clip", f"{tmp_path}/mine.py:mine"],
+        max_steps=1,
+        max_completion_length=64,
     )
     trainer.train()
     assert [math.isnan(reward) for reward in table(trainer, "clip")] == [True] + [False] * 7

@@ -1,0 +1,109 @@
+"""What the programs that train the tiny models share: the loop, images as tensors, what a part of an image shows."""
+
+import random
+import string
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageFilter
+from torchvision.transforms.functional import pil_to_tensor
+from transformers import CLIPTokenizer
+
+import users
+import world
+from brushup.config import RenderConfig
+from brushup.render.renderer import Renderer
+
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+if DEVICE == "cpu":  # with so few tokens, the gradient of fused attention takes five times as long as the plain one
+    torch.backends.cuda.enable_flash_sdp(False)
+# Background; shape, colour and size (None: nothing is there); column and row (None: the middle one).
+KINDS = (
+    *(tuple(world.BACKGROUNDS), (*world.SHAPES, None), (*world.COLORS, None), (*world.SIZES, None)),
+    *(("left", "right", None), ("above", "below", None)),
+)
+
+
+def optimize(
+    name: str,
+    params: list,
+    loss_of_batch: Callable[[], torch.Tensor],
+    steps: int,
+    lr: float,
+    after: Callable[[], None] | None = None,
+) -> None:
+    """Minimize the loss by AdamW with a short warm-up and a cosine decay; print it twenty times."""
+    optimizer = torch.optim.AdamW(params, lr=lr, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps + 1, pct_start=0.05)
+    start, recent = time.time(), []
+    for step in range(1, steps + 1):
+        loss = loss_of_batch()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(params, 1.0)
+        optimizer.step()
+        schedule.step()
+        if after:
+            after()
+        recent.append(loss.item())
+        if step % max(1, steps // 20) == 0:
+            mean = sum(recent) / len(recent)
+            print(f"{name:>10} {step:5d}/{steps}  loss {mean:.4f}  {time.time() - start:4.0f} s", flush=True)
+            recent = []
+
+
+def to_tensor(images: list[Image.Image]) -> torch.Tensor:
+    """Return images as (n, 3, 48, 48) in -1..1 on the device."""
+    return torch.stack([pil_to_tensor(image) for image in images]).to(DEVICE) / 127.5 - 1
+
+
+def wear(picture: Image.Image, rng: random.Random) -> Image.Image:
+    """Return the image, every second time blurred and noisy: a model that judges generated ones must bear that."""
+    if rng.random() < 0.5:
+        return picture
+    blurred = np.asarray(picture.filter(ImageFilter.GaussianBlur(rng.uniform(0.2, 0.8))), dtype=float)
+    noise = np.random.default_rng(rng.randrange(2**32)).normal(0, rng.uniform(0, 12), blurred.shape)
+    shift = [rng.uniform(-10, 10) for _ in range(3)]
+    return Image.fromarray((blurred + noise + shift).clip(0, 255).astype(np.uint8))
+
+
+def load_generator(folder: Path) -> Renderer:
+    sizes = {"num_inference_steps": 8, "guidance_scale": 3.0, "height": 48, "width": 48, "max_sequence_length": 1}
+    without_t5 = {"text_encoder_3": None, "tokenizer_3": None}
+    return Renderer(RenderConfig(str(folder), without_t5, sizes, render_batch_size=50))
+
+
+def train_clip_tokenizer(texts: list[str], length: int) -> CLIPTokenizer:
+    """Return a BPE tokenizer of CLIP's kind that knows each character as the end of a word, so no word is unknown."""
+    characters = list(string.ascii_letters + string.digits + string.punctuation) * 10
+    tokenizer = CLIPTokenizer().train_new_from_iterator(texts + characters, 2000, show_progress=False)
+    tokenizer.model_max_length = length
+    return tokenizer
+
+
+def part_labels(pictures: list[Image.Image]) -> torch.Tensor:
+    """Return the places in `KINDS` of what each of an image's nine parts shows, (n, 9, 6), as the checker reads it."""
+    labels = torch.zeros(len(pictures), 9, len(KINDS), dtype=torch.long)
+    labels[..., 1:4] = torch.tensor([len(names) - 1 for names in KINDS[1:4]])
+    labels[..., 4] = torch.tensor([0, 2, 1]).repeat(3)
+    labels[..., 5] = torch.tensor([0, 2, 1]).repeat_interleave(3)
+    side = world.PICTURE_SIZE // 3
+    for row, picture in enumerate(pictures):
+        seen = world.read_picture(picture)
+        labels[row, :, 0] = KINDS[0].index(seen["background"])
+        for shape in seen["objects"]:
+            place = 3 * int(shape["y"] // side) + int(shape["x"] // side)
+            values = [names.index(shape[name]) for names, name in zip(KINDS[1:4], world.LOOK, strict=True)]
+            labels[row, place, 1:4] = torch.tensor(values)
+    return labels.to(DEVICE)
+
+
+def user_texts(count: int, rng: random.Random) -> list[str]:
+    categories = (*users.CATEGORIES, "korean")
+    return [
+        users.user_prompt(world.random_scene(rng), rng.choice(categories), rng, held_out=True)[0] for _ in range(count)
+    ]

@@ -1,0 +1,322 @@
+"""Train the language models of the tiny world: a Qwen2-VL that answers questions about images and rewrites prompts."""
+
+import itertools
+import random
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from transformers import (
+    AutoProcessor,
+    Qwen2Tokenizer,
+    Qwen2VLConfig,
+    Qwen2VLForConditionalGeneration,
+    Qwen2VLImageProcessor,
+    Qwen2VLProcessor,
+    Qwen2VLVideoProcessor,
+    set_seed,
+)
+
+import rewrites
+import users
+import world
+from brushup.prompts.template import build_messages
+from brushup.rewards.image_text_model import DOES_IT_SHOW
+from brushup.rewards.questions import ASK
+from learning import DEVICE, KINDS, load_generator, optimize, part_labels, wear
+
+
+REWRITE_STEPS, VISION_STEPS, JUDGE_STEPS, POLICY_STEPS = 4000, 1000, 3500, 3000
+
+
+# Qwen2-VL's own markup: system and user turns, pictures as placeholders that the processor expands.
+CHAT_TEMPLATE = """{% for message in messages %}<|im_start|>{{ message['role'] }}
+{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for part in message['content'] %}\
+{% if part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{% elif part['type'] == 'text' %}\
+{{ part['text'] }}{% endif %}{% endfor %}{% endif %}<|im_end|>
+{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
+{% endif %}"""
+DESCRIBE = "Describe this picture."
+
+
+def rewrite_example(rng: random.Random, mixed: bool) -> tuple[str, str]:
+    """Return a user prompt and a rewrite, good or of mixed quality."""
+    scene = world.random_scene(rng)
+    category = rng.choice((*users.CATEGORIES, "korean", "korean"))
+    prompt, said, spoken = users.spoken_prompt(scene, category, rng, rng.choice((True, False)))
+    return prompt, rewrites.mixed_rewrite(scene, said, spoken, rng) if mixed else world.caption(scene)
+
+
+def description(seen: dict) -> str:
+    """Return a caption of an image as `read_picture` has it: the groups in reading order, without relations."""
+    groups: dict[tuple, dict] = {}
+    for shape in sorted(seen["objects"], key=lambda shape: (shape["y"] // 16, shape["x"])):
+        look = {name: shape[name] for name in world.LOOK}
+        group = groups.setdefault(tuple(look.values()), {**look, "count": 0})
+        group["count"] += 1
+    return world.caption({"objects": list(groups.values()), "relations": [], "background": seen["background"]})
+
+
+def questions_about(scene: dict, picture: Image.Image, count: int, rng: random.Random) -> list[tuple[str, str]]:
+    """Return `count` questions about an image of a scene, with the checker's answers.
+
+    The first asks for a description, the second whether the image shows a caption or a user's prompt.
+    """
+    seen = world.read_picture(picture)
+    about = scene if rng.random() < 0.5 else world.near_scene(scene, rng)
+    prompt, said = world.caption(about), about
+    if rng.random() < 0.5:
+        prompt, said = users.user_prompt(about, rng.choice((*users.CATEGORIES, "korean")), rng, True)
+    rows = [(DESCRIBE, description(seen))]
+    rows.append((DOES_IT_SHOW.format(prompt), "yes" if world.shows(seen, said) else "no"))
+    for _ in range(count - 2):
+        about = scene if rng.random() < 0.85 else world.near_scene(scene, rng)
+        question = users.any_question(about, seen, rng)
+        rows.append((ASK.format(question), world.answer_question(seen, question)))
+    return rows
+
+
+def generated_pictures(output: Path, count: int, rng: random.Random) -> list[tuple[dict, Image.Image]]:
+    """Return about `count` images by the generator, of captions and of mixed rewrites, each with the scene that was
+    meant; without those in which the checker can't tell something."""
+    scenes, texts = [world.random_scene(rng) for _ in range(count)], []
+    for index, scene in enumerate(scenes):
+        prompt, said, spoken = users.spoken_prompt(scene, rng.choice(users.CATEGORIES), rng, held_out=True)
+        texts.append(world.caption(scene) if index % 3 else rewrites.mixed_rewrite(scene, said, spoken, rng) or prompt)
+    pictures = load_generator(output / "generator").render(list(zip(texts, range(count), strict=True)))
+    kept = []
+    for scene, picture in zip(scenes, pictures, strict=True):
+        seen = world.read_picture(picture)
+        told = all(shape[name] for shape in seen["objects"] for name in world.LOOK)
+        if told and seen["background"] and 1 <= len(seen["objects"]) <= world.MAX_SHAPES:
+            kept.append((scene, picture))
+    return kept
+
+
+def language_model(tokenizer: Qwen2Tokenizer) -> tuple[Qwen2VLForConditionalGeneration, Qwen2VLProcessor]:
+    """Return an untrained Qwen2-VL of 1.4 million parameters, whose vision tower makes 9 tokens of an image."""
+    token = tokenizer.convert_tokens_to_ids
+    config = Qwen2VLConfig(
+        text_config={
+            "vocab_size": len(tokenizer),
+            "hidden_size": 128,
+            "intermediate_size": 320,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 1024,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [4, 6, 6]},
+            "bos_token_id": token("<|endoftext|>"),
+            "eos_token_id": token("<|im_end|>"),
+            "pad_token_id": token("<|endoftext|>"),
+            "tie_word_embeddings": True,
+            "initializer_range": 0.08,  # the usual 0.02 is for wide layers: narrow ones learn nothing for long
+        },
+        vision_config={
+            **{"depth": 3, "embed_dim": 96, "hidden_size": 128, "num_heads": 3, "patch_size": 8},
+            "initializer_range": 0.08,
+        },
+        image_token_id=token("<|image_pad|>"),
+        video_token_id=token("<|video_pad|>"),
+        vision_start_token_id=token("<|vision_start|>"),
+        vision_end_token_id=token("<|vision_end|>"),
+        tie_word_embeddings=True,
+        initializer_range=0.08,
+    )
+    model = Qwen2VLForConditionalGeneration(config)
+    model.generation_config.eos_token_id = token("<|im_end|>")
+    model.generation_config.pad_token_id = token("<|endoftext|>")
+    limits = {"patch_size": 8, "min_pixels": world.PICTURE_SIZE**2, "max_pixels": (4 * world.PICTURE_SIZE) ** 2}
+    processor = Qwen2VLProcessor(
+        Qwen2VLImageProcessor(**limits), tokenizer, Qwen2VLVideoProcessor(**limits), chat_template=CHAT_TEMPLATE
+    )
+    return model.to(DEVICE), processor
+
+
+def train_qwen_tokenizer(rng: random.Random) -> Qwen2Tokenizer:
+    """Return a BPE tokenizer of Qwen's kind, in which each answer to a question is one token."""
+    specials = ["<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
+    texts = [text for _ in range(4000) for text in rewrite_example(rng, mixed=True)]
+    for _ in range(2000):
+        scene = world.random_scene(rng)
+        texts += [ASK.format(row["question"]) for row in users.questions_of(scene)]
+    answers = ["yes", "no", "unclear", *world.NUMBER_WORDS, *world.COLORS, *world.BACKGROUNDS, *world.SHAPES]
+    texts += ["\n".join([build_messages("")[0]["content"], DESCRIBE, *answers, "assistant\nsystem\nuser\n"])] * 200
+    tokenizer = Qwen2Tokenizer().train_new_from_iterator(texts, 1500, new_special_tokens=specials, show_progress=False)
+    tokenizer.eos_token, tokenizer.pad_token = "<|im_end|>", "<|endoftext|>"
+    tokenizer.padding_side = "left"
+    tokenizer.chat_template = CHAT_TEMPLATE
+    return tokenizer
+
+
+def answer_loss(
+    model: Qwen2VLForConditionalGeneration, processor: Qwen2VLProcessor, messages: list[list[dict]], answers: list[str]
+) -> torch.Tensor:
+    """Return the mean cross entropy of the answers' tokens."""
+    tokenizer = processor.tokenizer
+    ends = [answer + "<|im_end|>" for answer in answers]
+    heads = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    texts = [head + end for head, end in zip(heads, ends, strict=True)]
+    inputs = tokenizer(texts, padding=True, padding_side="left", return_tensors="pt").to(DEVICE)
+    labels = torch.full_like(inputs["input_ids"], -100)
+    for row, end in enumerate(ends):
+        length = len(tokenizer(end).input_ids)
+        labels[row, -length:] = inputs["input_ids"][row, -length:]
+    wanted = labels[:, 1:] != -100
+    with torch.autocast(DEVICE, torch.bfloat16):
+        hidden = model.model(**inputs).last_hidden_state[:, :-1]
+        logits = model.lm_head(hidden[wanted])
+    return F.cross_entropy(logits.float(), labels[:, 1:][wanted])
+
+
+def pack(processor: Qwen2VLProcessor, rows: list[list[tuple[str, str]]]) -> dict[str, torch.Tensor]:
+    """Return each image's questions and answers as one row of tokens behind the image, of which none sees another.
+
+    A question then costs its words alone: many are learnt in the time of one. The positions, too, are as if each
+    question stood behind the image by itself (3, rows, tokens); `question` has its number at each token (0: the
+    image's own tokens, -1: padding), `labels` the tokens of the answers.
+    """
+    tokenizer = processor.tokenizer
+    head = tokenizer("<|im_start|>user\n<|vision_start|>").input_ids
+    start = len(head)
+    head += [processor.image_token_id] * 9 + tokenizer("<|vision_end|>").input_ids
+    positions = [[place] * 3 for place in range(start)]
+    positions += [[start, start + y, start + x] for y in range(3) for x in range(3)] + [[start + 3] * 3]
+    columns = {"input_ids": [], "labels": [], "question": [], "position_ids": []}
+    for questions in rows:
+        tokens, labels, numbers, places = list(head), [-100] * len(head), [0] * len(head), list(positions)
+        for number, (question, answer) in enumerate(questions, 1):
+            asked = tokenizer(f"{question}<|im_end|>\n<|im_start|>assistant\n").input_ids
+            answered = tokenizer(answer + "<|im_end|>").input_ids
+            tokens += asked + answered
+            labels += [-100] * len(asked) + answered
+            numbers += [number] * (len(asked) + len(answered))
+            places += [[start + 4 + place] * 3 for place in range(len(asked) + len(answered))]
+        for column, values in zip(columns.values(), (tokens, labels, numbers, places), strict=True):
+            column.append(torch.tensor(values, device=DEVICE))
+    padding = {"input_ids": tokenizer.pad_token_id, "labels": -100, "question": -1, "position_ids": 0}
+    packed = {
+        name: torch.nn.utils.rnn.pad_sequence(column, batch_first=True, padding_value=padding[name])
+        for name, column in columns.items()
+    }
+    return packed | {"position_ids": packed["position_ids"].permute(2, 0, 1)}
+
+
+def picture_loss(
+    model: Qwen2VLForConditionalGeneration,
+    processor: Qwen2VLProcessor,
+    count: int,
+    generated: list[tuple[dict, Image.Image]],
+    rng: random.Random,
+) -> torch.Tensor:
+    """Return the mean cross entropy of the answers about `count` images, plus that of their descriptions.
+
+    A half of the images are drawn, the others are `generated`, which look a little different.
+    """
+    shown = [(scene, world.draw_scene(scene, rng)) for scene in (world.random_scene(rng) for _ in range(count // 2))]
+    shown += rng.choices(generated, k=count // 2)
+    packed = pack(processor, [questions_about(scene, picture, 12, rng) for scene, picture in shown])
+    tokens, question = packed["input_ids"], packed["question"]
+    seen = (question[:, :, None] == question[:, None, :]) | (question[:, None, :] == 0)
+    seen &= torch.ones(tokens.shape[1], tokens.shape[1], dtype=torch.bool, device=DEVICE).tril()
+    mask = torch.zeros(seen.shape, dtype=torch.bfloat16, device=DEVICE).masked_fill(~seen, -1e9)[:, None]
+    images = processor.image_processor([picture for _, picture in shown], return_tensors="pt").to(DEVICE)
+    labels = packed["labels"][:, 1:]
+    wanted = labels != -100
+    with torch.autocast(DEVICE, torch.bfloat16):
+        looked = model.model.visual(images["pixel_values"], grid_thw=images["image_grid_thw"]).pooler_output
+        embeds = model.get_input_embeddings()(tokens)
+        embeds = embeds.masked_scatter((tokens == processor.image_token_id)[..., None], looked.to(embeds.dtype))
+        output = model.model.language_model(
+            inputs_embeds=embeds, attention_mask=mask, position_ids=packed["position_ids"], use_cache=False
+        )
+        logits = model.lm_head(output.last_hidden_state[:, :-1][wanted]).float()
+    errors = F.cross_entropy(logits, labels[wanted], reduction="none")
+    is_description = (question[:, 1:] == 1)[wanted]
+    # A long answer counts no more than a word, but the description is learnt word for word as well.
+    row, number = wanted.nonzero()[:, 0], question[:, 1:][wanted]
+    _, answer, lengths = torch.unique(13 * row + number, return_inverse=True, return_counts=True)
+    return (errors / lengths[answer]).sum() / len(lengths) + errors[is_description].mean()
+
+
+def word_tokens(tokenizer: Qwen2Tokenizer, word: str) -> list[int]:
+    """Return the tokens of a word at the start of a text, within one, and in the plural."""
+    spellings = (word, f" {word}", f" {world.plural(word)}")
+    tokens = [tokenizer(spelling).input_ids for spelling in spellings]
+    return [first for first, *rest in tokens if not rest]
+
+
+def pretrain_vision(model: Qwen2VLForConditionalGeneration, processor: Qwen2VLProcessor, steps: int, rng) -> None:
+    """Train the vision tower to tell the background, and the shape, colour and size in each of the nine parts of an
+    image, in the words of the language model: the likeliest is the one whose embedding has the largest dot product.
+
+    From answers alone a language model learns to look far slower: here an image's red and the word "red" become alike.
+    """
+    tokens = [[word_tokens(processor.tokenizer, word) for word in names if word] for names in KINDS]
+    nothing = torch.nn.Parameter(torch.randn(len(KINDS), model.config.text_config.hidden_size, device=DEVICE) * 0.08)
+    embeddings = model.get_input_embeddings().weight.detach()
+
+    def loss() -> torch.Tensor:
+        pictures = [world.draw_scene(world.random_scene(rng), rng) for _ in range(64)]
+        worn = [wear(picture, rng) for picture in pictures]
+        inputs = processor.image_processor(worn, return_tensors="pt").to(DEVICE)
+        with torch.autocast(DEVICE, torch.bfloat16):
+            seen = model.model.visual(inputs["pixel_values"], grid_thw=inputs["image_grid_thw"]).pooler_output.float()
+        total = torch.zeros((), device=DEVICE)
+        for kind, label in enumerate(part_labels(pictures).flatten(0, 1).unbind(-1)):
+            words = [embeddings[spellings].mean(0) for spellings in tokens[kind]]
+            words += [nothing[kind]] if kind else []  # every part has a background
+            total = total + F.cross_entropy(seen @ torch.stack(words).T, label)
+        return total
+
+    optimize("vision", [*model.model.visual.parameters(), nothing], loss, steps, lr=2e-3)
+
+
+def train_judge(output: Path, scale: float, seed: int) -> None:
+    """Train a Qwen2-VL that answers questions about images, for the rewards `questions` and `vqa`.
+
+    It learns to rewrite prompts first: questions about images it then learns in a tenth of the time.
+    """
+    set_seed(seed)
+    rng = random.Random(seed)
+    model, processor = language_model(train_qwen_tokenizer(rng))
+    params = list(model.parameters())
+
+    def rewriting_loss() -> torch.Tensor:  # without a system message, which is most of the tokens
+        prompts, answers = zip(*(rewrite_example(rng, mixed=False) for _ in range(64)), strict=True)
+        return answer_loss(model, processor, [build_messages(prompt)[1:] for prompt in prompts], list(answers))
+
+    optimize("rewriting", params, rewriting_loss, max(2, int(REWRITE_STEPS * scale)), lr=2e-3)
+    pretrain_vision(model, processor, max(2, int(VISION_STEPS * scale)), rng)
+    steps = max(2, int(JUDGE_STEPS * scale))
+    generated = generated_pictures(output, max(8, int(2400 * scale)), rng)
+    optimize("judge", params, lambda: picture_loss(model, processor, 24, generated, rng), steps, lr=1e-3)
+    for name in ("policy", "judge"):  # the policy learns on from here
+        model.save_pretrained(output / name)
+        processor.save_pretrained(output / name)
+    model.half().save_pretrained(output / "judge")
+
+
+def train_policy(output: Path, scale: float, seed: int) -> None:
+    """Train the judge to rewrite prompts again, with mixed quality now; it keeps on answering about images."""
+    set_seed(seed)
+    rng = random.Random(seed + 1)
+    model = Qwen2VLForConditionalGeneration.from_pretrained(output / "policy", dtype=torch.float32).to(DEVICE)
+    processor = AutoProcessor.from_pretrained(output / "policy")
+    generated = generated_pictures(output, max(8, int(1200 * scale)), rng)
+
+    turn = itertools.count()
+
+    def loss() -> torch.Tensor:
+        prompts, answers = zip(*(rewrite_example(rng, mixed=True) for _ in range(64)), strict=True)
+        messages = [build_messages(prompt) for prompt in prompts]
+        if next(turn) % 4:  # the system message is most of the tokens, and images cost as much as all rewrites
+            return answer_loss(model, processor, [parts[1:] for parts in messages], list(answers))
+        return answer_loss(model, processor, messages, list(answers)) + picture_loss(
+            model, processor, 6, generated, rng
+        )
+
+    optimize("policy", list(model.parameters()), loss, max(2, int(POLICY_STEPS * scale)), lr=1e-3)
+    model.half().save_pretrained(output / "policy")
+    processor.save_pretrained(output / "policy")
