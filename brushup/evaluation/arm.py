@@ -81,8 +81,8 @@ class Arm:
         return [prompt == user_prompt and not malformed for prompt, user_prompt, malformed in columns]
 
     def scores(self, name: str) -> list[float | None]:
-        """Return one reward of each prompt."""
-        return [None if row is None else row[name] for row in self.rewards]
+        """Return one reward, or a part of one, of each prompt; None where it failed, or the prompt lacks the part."""
+        return [None if row is None else row.get(name) for row in self.rewards]
 
     def mean_rewards(self) -> dict[str, float]:
         """Return the mean of each reward, by name, over the prompts that could be scored."""

@@ -154,7 +154,8 @@ def compare(arms: dict[str, Arm], measures: Measures, trained: Sequence[str] = (
     Returns:
         `arms`: `Measures.summary` of each, with `by_category` and `by_difficulty`; `differences`:
         `Measures.differences` of the `pairs` ("trained - original"), with `by_category` and `by_difficulty` (each a
-        `paired_difference` of the total); and, if both arms are there, `trained_minus_untrained` and its `win_rate`.
+        `paired_difference` of the total) and `by_skill` (of each part of a reward);
+        and, if both arms are there, `trained_minus_untrained` and its `win_rate`.
     """
     groups = {f"by_{column}": measures.groups(column) for column in ("category", "difficulty")}
     results: dict[str, Any] = {"arms": {}, "differences": {}}
@@ -174,6 +175,9 @@ def compare(arms: dict[str, Arm], measures: Measures, trained: Sequence[str] = (
                 for value, indices in values.items()
             }
             for by, values in groups.items()
+        }
+        results["differences"][f"{name} - {other}"]["by_skill"] = {
+            skill: paired_difference(after.scores(skill), before.scores(skill)) for skill in after.mean_by_skill()
         }
     if {"trained", "untrained"} <= set(arms):
         gains = measures.differences(arms["trained"], arms["untrained"])

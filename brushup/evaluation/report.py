@@ -59,8 +59,7 @@ def write_report(folder: Path, results: Results, arms: dict[str, Arm], rows: Seq
         mark=MARK if has_mark(results) else "",
         warnings=distinct_signs(results.reward_hacking),
         arms_table=arms_table(results),
-        group_tables={f"By {name}": group_table(results, name) for name in ("category", "difficulty")}
-        | {"By skill": skill_table(results)},
+        group_tables={f"By {name}": group_table(results, name) for name in ("category", "difficulty", "skill")},
         lengths_table=lengths_table(results),
         transfer_table=arms_table(transferred) if transferred else None,
         transfer_verdicts=verdicts(transferred) if transferred else None,
@@ -139,31 +138,29 @@ def arms_table(results: Results) -> list[list[str]]:
 
 
 def group_table(results: Results, column: str) -> list[list[str]]:
-    """Return the total reward of each arm, if that did not choose its images, by the prompts' value of the column, and
-    what the trained policies gain over the user's prompt and over the untrained policy; the first row is the header,
-    and alone without that column."""
+    """Return the figures of each arm, if the reward did not choose its images, and the gains of the trained policies.
+
+    Args:
+        column: "category" or "difficulty" of the prompts: the total reward; or "skill": each part of a reward.
+
+    Returns:
+        A row for each value of the column below the header, which is alone if there is none.
+    """
     arms = {name: arm for name, arm in results.arms.items() if not arm.get("chosen_by_reward")}
-    groups = {name: arm[f"by_{column}"] for name, arm in arms.items()}
+    groups = {name: arm.get(f"by_{column}", {}) for name, arm in arms.items()}
     gains = {
-        name: gain[f"by_{column}"]
+        name: gain.get(f"by_{column}", {})
         for name, gain in shown_differences(results).items()
         if name.endswith((" - original", " - untrained"))
     }
-    rows = [
-        [value, str(original["n"])]
-        + [_number(group[value]["reward"]) for group in groups.values()]
-        + [_interval(gain[value]) for gain in gains.values()]
-        for value, original in groups["original"].items()
-    ]
-    return [[column, "n", *groups, *gains], *rows]
-
-
-def skill_table(results: Results) -> list[list[str]]:
-    """Return each arm's mean of the parts of its rewards, such as `questions/color`; the first row is the header."""
-    parts = {name: arm.get("by_skill", {}) for name, arm in results.arms.items()}
-    skills = sorted({skill for means in parts.values() for skill in means})
-    rows = [[skill, *(_number(means.get(skill)) for means in parts.values())] for skill in skills]
-    return [["skill", *parts], *rows]
+    rows = []
+    for value, original in groups["original"].items():
+        found, count = [group.get(value) for group in groups.values()], []
+        if column != "skill":
+            found, count = [summary["reward"] for summary in found], [str(original["n"])]
+        intervals = [_interval(gain[value]) if value in gain else "-" for gain in gains.values()]
+        rows.append([value, *count, *map(_number, found), *intervals])
+    return [[column, *(["n"] if column != "skill" else []), *groups, *gains], *rows]
 
 
 def lengths_table(results: Results) -> list[list[str]]:

@@ -7,7 +7,7 @@ from PIL import Image
 
 from brushup.evaluation.arm import Arm
 from brushup.evaluation.compare import Measures
-from brushup.evaluation.report import examples, group_table, interval_chart, short_report, skill_table, write_report
+from brushup.evaluation.report import examples, group_table, interval_chart, short_report, write_report
 from brushup.evaluation.results import Results
 from brushup.evaluation.verdicts import headline, verdict
 
@@ -139,14 +139,18 @@ def test_the_chart_has_ticks_at_round_numbers(interval, ticks):
     assert 0 < chart["ticks"][ticks[0]] and line["low"] < line["mean"] < line["high"] < 100
 
 
-def test_a_table_has_each_skill_of_the_questions():
-    rewards = [{"clip": 0.1, "questions/color": 0.2}, {"clip": 0.3, "questions/count": 0.8}, None]
-    scored = arm(0.1, 0.3, 0.2)
-    scored.rewards = rewards
-    assert scored.mean_rewards() == {"clip": pytest.approx(0.2)}
-    results = Results({"original": {"by_skill": scored.mean_by_skill()}, "trained": {"by_skill": {}}})
-    assert skill_table(results) == [
-        ["skill", "original", "trained"],
-        ["questions/color", "0.200", "-"],
-        ["questions/count", "0.800", "-"],
-    ]
+def test_a_table_has_each_skill_of_the_questions_and_what_training_gains_in_it():
+    """A prompt has questions of one skill or another; one could not be scored."""
+    asked = [{"color": 0.2, "count": 0.8}, {"color": 0.4}, {"count": 0.6}, {"color": 0.3}]
+    scores = [{"clip": 0.1} | {f"questions/{skill}": score for skill, score in parts.items()} for parts in asked]
+    better = [{name: score + 0.1 for name, score in parts.items()} for parts in scores]
+    arms = {name: arm(0.1, 0.1, 0.1, 0.1) for name in ("original", "untrained", "trained")}
+    for name, rewards in (("original", scores), ("untrained", scores), ("trained", [*better[:3], None])):
+        arms[name].rewards = rewards
+    assert arms["original"].mean_rewards() == {"clip": pytest.approx(0.1)}
+    results = Results.compare(arms, Measures([{"user_prompt": "a"}] * 4, {"clip": 1.0}, None, {}))
+    header, color, count = group_table(results, "skill")
+    assert header == ["skill", "original", "untrained", "trained", "trained - original", "trained - untrained"]
+    assert color[:4] == ["questions/color", "0.300", "0.300", "0.400"]
+    assert count[:4] == ["questions/count", "0.700", "0.700", "0.800"]
+    assert all("+0.100</b> (+0.100 to +0.100)" in cell for row in (color, count) for cell in row[4:])
