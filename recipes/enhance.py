@@ -4,12 +4,14 @@
     python recipes/enhance.py --model runs/tiny_cpu --file prompts.txt --format jsonl > rewrites.jsonl
     cat prompts.txt | python recipes/enhance.py --model runs/tiny_cpu
     python recipes/enhance.py --model runs/tiny_cpu "a jet cone" --config recipes/tiny_cpu.yaml --render images
+    python recipes/enhance.py --model runs/tiny_cpu "a jet cone" --config recipes/tiny_cpu.yaml --best_of 8
 
 Prompts are arguments, or the lines of a file or of standard input; a .jsonl, .json, .csv, .tsv or .parquet file is
 read as in training, with the images in its column `image`. As text, each rewrite is a line; as JSON Lines, an object
 with `user_prompt`, `prompt`, `malformed`, `answer` and, with `--render`, `seed` and `images`, the two files. `--render
-DIR` renders the user's prompt and each rewrite from the same seed, with the generator of a run's YAML file. Notes
-go to standard error.
+DIR` renders the user's prompt and each rewrite from the same seed, with the generator of a run's YAML file. `--best_of
+N` renders the prompt and N rewrites of it, and the rewards of that file, or those of `--judge`, pick one; JSON Lines
+then have `reason` and `candidates`, too. Notes go to standard error.
 """
 
 import argparse
@@ -17,7 +19,13 @@ import math
 import sys
 
 
-RANGES = {"n": (1, math.inf), "max_new_tokens": (1, math.inf), "temperature": (0, math.inf), "seed": (0, 2**64 - 1)}
+RANGES = {
+    "n": (1, math.inf),
+    "best_of": (1, math.inf),
+    "max_new_tokens": (1, math.inf),
+    "temperature": (0, math.inf),
+    "seed": (0, 2**64 - 1),
+}
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -42,10 +50,14 @@ def parse_arguments() -> argparse.Namespace:
         "--dtype", choices=["float32", "bfloat16", "float16", "auto"], help="default bfloat16 on CUDA, else float32"
     )
     parser.add_argument("--render", metavar="DIR", help="render both versions; needs --config")
-    parser.add_argument("--config", help="a run's YAML file, for its generator")
+    parser.add_argument("--best_of", type=int, default=1, help="rewrites to pick the best from; needs --config")
+    parser.add_argument("--judge", nargs="+", help="image rewards that pick; default: those of the YAML file")
+    parser.add_argument("--config", help="a run's YAML file, for its generator and its rewards")
     arguments = parser.parse_args()
-    if bool(arguments.render) != bool(arguments.config):
-        parser.error("--render DIR and --config YAML go together: the YAML file names the generator")
+    if bool(arguments.render or arguments.best_of > 1) != bool(arguments.config):
+        parser.error("--config YAML goes with --render DIR or --best_of N: the YAML file names the generator")
+    if arguments.judge and arguments.best_of == 1 or arguments.best_of > 1 and arguments.n > 1:
+        parser.error("--judge needs --best_of N, which gives one rewrite and goes without --n")
     if arguments.prompts and arguments.file:
         parser.error("prompts come from the arguments or from --file, not from both")
     for name, (least, most) in RANGES.items():
@@ -69,7 +81,7 @@ import torch
 from PIL import Image
 from trl import TrlParser
 
-from brushup.config import RenderConfig
+from brushup.config import RenderConfig, RewardConfig
 from brushup.console import progress, quiet_libraries
 from brushup.flags import read_settings_file
 from brushup.policy.enhancer import Enhancement, PromptEnhancer
@@ -77,6 +89,9 @@ from brushup.prompts.dataset import load_prompts
 from brushup.prompts.images import load_image
 from brushup.prompts.reading import PROMPT_FILES, read_text
 from brushup.render.renderer import Renderer, RenderFailure
+from brushup.render.worker import LocalWorker, load_worker
+from brushup.rewards.combine import Objective
+from brushup.rewards.registry import parse_rewards
 
 
 def read_prompts(arguments: argparse.Namespace) -> tuple[list[str], list[Image.Image | None]]:
@@ -103,8 +118,9 @@ def check_device(name: str) -> None:
         raise ValueError(f"--device {name}: this machine has none ({str(error).splitlines()[0]})") from error
 
 
-def load_render_config(path: str) -> RenderConfig:
-    """Return the settings of the generator in a run's YAML file, without `compile_generator`, which takes minutes.
+def load_configs(path: str) -> tuple[RenderConfig, RewardConfig, list[float] | None]:
+    """Return the settings of the generator in a run's YAML file, without `compile_generator`, which takes minutes,
+    those of the rewards, and their weights.
 
     Raises:
         ValueError: the file has no generator, or a setting is wrong; the message names the file.
@@ -113,10 +129,33 @@ def load_render_config(path: str) -> RenderConfig:
     if "generator" not in settings:
         raise ValueError(f"{path}: there is no key `generator`; take the YAML file of a training run")
     try:
-        render = TrlParser(RenderConfig).parse_dict(settings, allow_extra_keys=True)[0]
+        render, rewards = TrlParser((RenderConfig, RewardConfig)).parse_dict(settings, allow_extra_keys=True)[:2]
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    return dataclasses.replace(render, compile_generator=False)
+    full = render.render_kwargs | render.eval_render_kwargs
+    render = dataclasses.replace(render, render_kwargs=full, eval_render_kwargs={}, compile_generator=False)
+    return render, rewards, settings.get("reward_weights")
+
+
+def load_judge(
+    render: RenderConfig, config: RewardConfig, weights: list[float] | None, names: list[str] | None
+) -> tuple[LocalWorker, Objective]:
+    """Return the worker that renders and scores the candidates, and the objective that picks.
+
+    Args:
+        config, weights: the rewards of the training.
+        names: of the image rewards that pick, with weight 1; default those of the training that look at one image.
+
+    Raises:
+        ValueError: there is no such reward.
+    """
+    if names:
+        config, weights = dataclasses.replace(config, reward_funcs=names, reward_gates={}, gain_gates={}), None
+    specs = [spec for spec in parse_rewards(config, weights) if spec.looks_at_images and spec.least_images == 1]
+    specs = [spec for spec in specs if spec.weight]
+    if not specs or (names and len(specs) < len(names)):
+        raise ValueError(f"judge: {', '.join(names or config.reward_funcs)}: name rewards that look at one image")
+    return load_worker(render, specs), Objective.from_specs(specs)
 
 
 def render_pairs(
@@ -129,8 +168,7 @@ def render_pairs(
     """
     prompts = [prompt for enhancement in enhancements for prompt in (enhancement.user_prompt, enhancement.prompt)]
     with progress("loading the generator"):
-        full = render.render_kwargs | render.eval_render_kwargs
-        renderer = Renderer(dataclasses.replace(render, render_kwargs=full))
+        renderer = Renderer(render)
     with progress("rendering", len(set(prompts)), lambda: renderer.images_drawn):
         images = iter(renderer.render([(prompt, seed) for prompt in prompts]))
     pairs: list[dict[str, str | None]] = []
@@ -151,7 +189,7 @@ def render_pairs(
 
 def main(arguments: argparse.Namespace) -> None:
     # All but the models is checked before a model is loaded.
-    render = load_render_config(arguments.config) if arguments.config else None
+    render, config, weights = load_configs(arguments.config) if arguments.config else (None, None, None)
     try:
         prompts, images_beside = read_prompts(arguments)
     except UnicodeDecodeError as error:
@@ -160,11 +198,23 @@ def main(arguments: argparse.Namespace) -> None:
         raise ValueError("no prompts: give them as arguments, with --file, or on standard input")
     if arguments.device:
         check_device(arguments.device)
-    if render:
+    if arguments.render:
         Path(arguments.render).mkdir(parents=True, exist_ok=True)
     with progress(f"loading {arguments.model}"):
         enhancer = PromptEnhancer.from_pretrained(arguments.model, arguments.device, arguments.dtype)
-    with progress("rewriting", len(prompts) * arguments.n, lambda: enhancer.answered):
+    picking = {}
+    if arguments.best_of > 1:
+        with progress("loading the generator and the judge"):
+            worker, judge = load_judge(render, config, weights, arguments.judge)
+        picking = {"best_of": arguments.best_of, "worker": worker, "judge": judge}
+        if not set(judge.names) - set(config.reward_funcs):
+            chosen = ", ".join(judge.names)
+            print(
+                f"{chosen}: rewards of the training alone pick, which flatter it; --judge takes others",
+                file=sys.stderr,
+            )
+    count = len(prompts) * max(arguments.n, arguments.best_of)
+    with progress("rewriting", count, lambda: enhancer.answered):
         rewritten = enhancer.enhance(
             prompts,
             arguments.n,
@@ -172,18 +222,25 @@ def main(arguments: argparse.Namespace) -> None:
             arguments.temperature,
             arguments.seed,
             image=images_beside,
+            **picking,
         )
     enhancements = list(itertools.chain.from_iterable(rewritten)) if arguments.n > 1 else rewritten
-    images = render_pairs(enhancements, render, Path(arguments.render), arguments.seed) if render else None
+    images = render_pairs(enhancements, render, Path(arguments.render), arguments.seed) if arguments.render else None
     for number, enhancement in enumerate(enhancements):
         if enhancement.malformed:
             print(f"malformed answer to {enhancement.user_prompt!r}: the prompt stays as it is", file=sys.stderr)
-        if enhancement.kept:
+        if enhancement.reason:
+            print(f"{enhancement.user_prompt!r}: picked {enhancement.reason}", file=sys.stderr)
+        elif enhancement.kept:
             print(f"{enhancement.user_prompt!r} is kept: the model has nothing to improve", file=sys.stderr)
         if arguments.format == "text":
             print(enhancement.prompt)
         else:
-            row = vars(enhancement) | ({"seed": arguments.seed, "images": images[number]} if images else {})
+            row = {name: vars(enhancement)[name] for name in ("user_prompt", "prompt", "malformed", "answer")}
+            row |= {"seed": arguments.seed, "images": images[number]} if images else {}
+            if enhancement.candidates:
+                found = [{"prompt": c.prompt, "scores": c.scores, "error": c.error} for c in enhancement.candidates]
+                row |= {"reason": enhancement.reason, "candidates": found}
             print(json.dumps(row, ensure_ascii=False))
 
 

@@ -1,7 +1,8 @@
 """The enhancer: a policy with the template and the parser that it was trained with, for inference."""
 
+import functools
+import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,15 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from trl import GRPOConfig
 
 from brushup.common import default_device
+from brushup.policy.candidates import pick_best
 from brushup.policy.chat import ask, prepare_processor, tokenize, tokenizer_of
 from brushup.policy.compiled import compiled_decoding
+from brushup.policy.enhancement import Enhancement
 from brushup.policy.load import is_adapter, load_adapter, load_model, load_processor
 from brushup.prompts.template import SYSTEM_PROMPT, parse_answer
 from brushup.recipe_config import AskingConfig
+from brushup.render.job import Worker
+from brushup.rewards.combine import Objective
 
 
 COMPILED_FROM = 4  # full batches: compiling takes as long as a few
@@ -35,28 +40,6 @@ for an answer without a prompt; then, as for the answer KEEP, render what the us
     from brushup.prompts.template import parse_answer
     prompt = parse_answer(answer, user_prompt) or user_prompt
 """
-
-
-@dataclass(frozen=True)
-class Enhancement:
-    """A rewrite.
-
-    Attributes:
-        user_prompt: as the user wrote it.
-        prompt: the prompt to render: the rewrite, or `user_prompt` if the answer was KEEP or malformed.
-        malformed: whether the answer held no prompt.
-        answer: the policy's whole answer.
-    """
-
-    user_prompt: str
-    prompt: str
-    malformed: bool
-    answer: str
-
-    @property
-    def kept(self) -> bool:
-        """Whether the policy leaves the user's prompt as it is."""
-        return self.prompt == self.user_prompt and not self.malformed
 
 
 def vision_placeholder_ids(config: PreTrainedConfig) -> list[int]:
@@ -82,6 +65,10 @@ def decoding_of(args: GRPOConfig | AskingConfig) -> dict[str, Any]:
     )
     settings = {"repetition_penalty": args.repetition_penalty, **(args.generation_kwargs or {})}
     return {name: value for name, value in settings.items() if name not in (*sampling, "suppress_tokens")}
+
+
+def _repeated(items: Sequence[Any], times: int) -> list[Any]:
+    return [item for item in items for _ in range(times)]
 
 
 class PromptEnhancer:
@@ -142,7 +129,6 @@ class PromptEnhancer:
         self.processor.save_pretrained(folder)
         Path(folder, "README.md").write_text(HOW_TO_USE.format(system_prompt=SYSTEM_PROMPT), encoding="utf-8")
 
-    @torch.no_grad()  # not inference_mode: FSDP2 would go on with its tensors in training
     def enhance(
         self,
         prompt: str | Sequence[str],
@@ -152,6 +138,9 @@ class PromptEnhancer:
         seed: int = 0,
         image: Image.Image | Sequence[Image.Image | None] | None = None,
         batch_size: int = 32,
+        best_of: int = 1,
+        worker: Worker | None = None,
+        judge: Objective | Sequence[str] | None = None,
     ) -> Enhancement | list[Enhancement] | list[list[Enhancement]]:
         """Rewrite the user's prompt, or each of several.
 
@@ -160,43 +149,72 @@ class PromptEnhancer:
             n: rewrites of each prompt.
             max_new_tokens: an answer that does not end within them is malformed.
             temperature: of the sampling. 0 takes the likeliest token each time, as validation does. Default: 0 for
-                `n` = 1, else 0.7.
-            seed: of the sampling; the same seed, prompts and batch size give the same rewrites.
+                one rewrite, else 0.7.
+            seed: of the sampling, and of the images; the same seed, prompts and batch size give the same rewrites.
             image: a reference image beside the prompt, for image-text policies: one for all prompts, or a list with
                 an image or None for each.
             batch_size: answers written at once. On CUDA four full batches or more are written with a compiled decoding
                 step (see `compiled_decoding`).
+            best_of: rewrites of each prompt, the likeliest and sampled ones. They and the prompt itself are rendered,
+                and a judge picks one: see `candidates` and `reason` of the result.
+            worker: renders and scores them (`load_worker`, or `HttpWorker` of a service).
+            judge: makes the total that decides of the worker's rewards, or the names of those to add up; default all.
+                Rewards that the policy was trained on flatter its rewrites: let others judge, too.
 
         Returns:
             An `Enhancement` for a prompt, a list of them for several; with `n` > 1 a list of `n` in place of each.
 
         Raises:
             ValueError: there is an empty prompt, `n` < 1, not as many images as prompts, or an image for a policy
-                that reads text only.
+                that reads text only; `best_of` together with `n`, or without a worker, or with a judge it lacks.
         """
-        temperature = (0.7 if n > 1 else 0.0) if temperature is None else temperature
         user_prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         images = list(image) if isinstance(image, Sequence) else [image] * len(user_prompts)
         self._check(user_prompts, images, n)
-        repeated = [pair for pair in zip(user_prompts, images, strict=True) for _ in range(n)]
+        if best_of > 1 and (n > 1 or worker is None):
+            raise ValueError(
+                "enhance needs a worker, which renders the candidates, and n=1, to pick the best_of several"
+            )
+        requests = list(zip(user_prompts, images, strict=True))
+        write = functools.partial(self._write, max_new_tokens=max_new_tokens, seed=seed, batch_size=batch_size)
+        if best_of > 1:
+            likeliest = write(requests, temperature=0.0)
+            sampled = iter(write(_repeated(requests, best_of - 1), temperature=temperature or 0.7))
+            groups = [[first, *itertools.islice(sampled, best_of - 1)] for first in likeliest]
+            enhancements = pick_best(groups, worker, judge, seed)
+        else:
+            temperature = (0.7 if n > 1 else 0.0) if temperature is None else temperature
+            enhancements = write(_repeated(requests, n), temperature=temperature)
+        if n > 1:
+            enhancements = [enhancements[start : start + n] for start in range(0, len(enhancements), n)]
+        return enhancements[0] if isinstance(prompt, str) else enhancements
+
+    @torch.no_grad()  # not inference_mode: FSDP2 would go on with its tensors in training
+    def _write(
+        self,
+        requests: Sequence[tuple[str, Image.Image | None]],
+        max_new_tokens: int,
+        temperature: float,
+        seed: int,
+        batch_size: int,
+    ) -> list[Enhancement]:
+        """Return an enhancement of each request, a user prompt and the image beside it."""
         enhancements = []
-        compiled = compiled_decoding(self.model) if len(repeated) >= COMPILED_FROM * batch_size else {}
+        compiled = compiled_decoding(self.model) if len(requests) >= COMPILED_FROM * batch_size else {}
         was_training = self.model.training
         self.model.eval()
         devices = [self.model.device] if self.model.device.type == "cuda" else []
         with torch.random.fork_rng(devices):
             torch.manual_seed(seed)
-            for start in range(0, len(repeated), batch_size):
-                batch, batch_images = zip(*repeated[start : start + batch_size], strict=True)
+            for start in range(0, len(requests), batch_size):
+                batch, batch_images = zip(*requests[start : start + batch_size], strict=True)
                 generation = {"max_new_tokens": max_new_tokens, **(compiled if len(batch) == batch_size else {})}
                 answers = self._answer(batch, batch_images, temperature, **generation)
                 self.answered += len(batch)
                 for user_prompt, (answer, rewrite) in zip(batch, answers, strict=True):
                     enhancements.append(Enhancement(user_prompt, rewrite or user_prompt, rewrite is None, answer))
         self.model.train(was_training)
-        if n > 1:
-            enhancements = [enhancements[start : start + n] for start in range(0, len(enhancements), n)]
-        return enhancements[0] if isinstance(prompt, str) else enhancements
+        return enhancements
 
     def _check(self, user_prompts: list[str], images: list[Image.Image | None], n: int) -> None:
         """Raise a ValueError if `enhance` cannot work with these."""

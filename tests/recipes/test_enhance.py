@@ -80,6 +80,22 @@ def test_several_rewrites_and_a_malformed_answer_is_said(enhance):
     assert error.count("malformed answer to 'a tiny azure ball': the prompt stays as it is") == 3
 
 
+def test_the_best_of_several_is_picked_and_said(enhance, tmp_path):
+    """The tiny world's rewards pick; the sheet of candidates is in the JSON Lines, the picked image in the folder."""
+    picking = ("--config", "recipes/tiny_cpu.yaml", "--best_of", "3", "--temperature", "1")
+    output, error = enhance(*PROMPTS, *picking, "--format", "jsonl", "--render", str(tmp_path))
+    for line in output.splitlines():
+        row = json.loads(line)
+        totals = {
+            found["prompt"]: found["scores"]["clip"] + found["scores"]["questions"] for found in row["candidates"]
+        }
+        assert list(totals)[0] == row["user_prompt"] and totals[row["prompt"]] == max(totals.values())
+        assert row["reason"] in error and Path(row["images"]["rewrite"]).is_file()
+    assert "clip, questions: rewards of the training alone pick, which flatter it; --judge takes others" in error
+    output, error = enhance(PROMPTS[0], *picking, "--judge", "repetition")
+    assert "judge: repetition: name rewards that look at one image" in error and not output
+
+
 def test_the_columns_of_a_file(enhance, rewrites, tmp_path):
     """`--prompt_column` names the prompts; an image beside one reaches the policy, as in training."""
     Image.new("RGB", (64, 64), "blue").save(tmp_path / "blue.png")
@@ -98,7 +114,7 @@ def test_a_few_images_are_rendered_without_compiling(monkeypatch):
     monkeypatch.chdir(REPOSITORY)
     path = "recipes/qwen2vl_2b_sd3_1gpu.yaml"
     assert yaml.safe_load(Path(path).read_text())["compile_generator"]
-    render = runpy.run_path(COMMAND[0])["load_render_config"](path)
+    render = runpy.run_path(COMMAND[0])["load_configs"](path)[0]
     assert not render.compile_generator and render.render_kwargs["guidance_scale"] == 5.0
 
 
@@ -110,13 +126,15 @@ def test_a_few_images_are_rendered_without_compiling(monkeypatch):
         (["a cat", "--file", "prompts.txt"], "prompts come from the arguments or from --file, not from both"),
         (["--file", "no/such.txt"], "no/such.txt: no such prompt file"),
         (["--file", "docs/demo.png"], "docs/demo.png:1: the byte 0x89 is not UTF-8"),
-        (["a cat", "--render", "images"], "--render DIR and --config YAML go together"),
+        (["a cat", "--render", "images"], "--config YAML goes with --render DIR or --best_of N"),
         (["a cat", "--render", "images", "--config", "nope.yaml"], "--config nope.yaml: No such file or directory"),
         (["a cat", "--render", "images", "--config", "README.md"], "README.md: "),
         (["a cat", "--render", "images", "--config", ".pre-commit-config.yaml"], "there is no key `generator`"),
         (["a cat", "--image", "README.md"], "README.md: no image that can be read"),
         (["a cat", "--device", "xpu:99"], "--device xpu:99: this machine has none"),
         (["a cat", "--dtype", "float33"], "argument --dtype: invalid choice: 'float33'"),
+        (["a cat", "--best_of", "2"], "--config YAML goes with --render DIR or --best_of N"),
+        (["a cat", "--best_of", "2", "--n", "2", "--config", "a.yaml"], "--judge needs --best_of N"),
         (["a cat", "--n", "0"], "--n 0: must be >= 1"),
         (["a cat", "--temperature", "nan"], "--temperature nan: must be >= 0"),
         (["a cat", "--seed", "-1"], "--seed -1: must be from 0 to"),

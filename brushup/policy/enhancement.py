@@ -1,0 +1,48 @@
+"""A rewrite, and the candidates among which it was picked."""
+
+from dataclasses import dataclass
+
+from PIL import Image
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A prompt that was rendered to be judged.
+
+    Attributes:
+        prompt: the user's, or a rewrite of it.
+        image: of the prompt; None if it failed.
+        scores: of the image, by the reward's name; empty if it failed.
+        error: why the machine failed it, else None.
+    """
+
+    prompt: str
+    image: Image.Image | None
+    scores: dict[str, float]
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Enhancement:
+    """A rewrite.
+
+    Attributes:
+        user_prompt: as the user wrote it.
+        prompt: the prompt to render: the rewrite, or `user_prompt` if the answer was KEEP or malformed.
+        malformed: whether the answer held no prompt.
+        answer: the policy's whole answer.
+        candidates: with `best_of`, the user's prompt and its different rewrites, rendered and scored.
+        reason: with `best_of`, which candidate the judge picked, and why.
+    """
+
+    user_prompt: str
+    prompt: str
+    malformed: bool
+    answer: str
+    candidates: tuple[Candidate, ...] = ()
+    reason: str = ""
+
+    @property
+    def kept(self) -> bool:
+        """Whether the policy, or the judge, leaves the user's prompt as it is."""
+        return self.prompt == self.user_prompt and not self.malformed
