@@ -104,7 +104,7 @@ def service(tmp_path_factory):
     """The render service that tests share: two replicas, and all rewards that any of them asks for."""
     from support.service import Service
 
-    rewards = ("clip", "tests/support/breaking.py:Breaking")
+    rewards = ("clip", "questions", "tests/support/breaking.py:Breaking")
     folder = tmp_path_factory.mktemp("service")
     service = Service(folder, "--num_replicas", "2", "--worker_timeout", "36", "--reward_funcs", *rewards)
     yield service

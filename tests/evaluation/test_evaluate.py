@@ -4,6 +4,7 @@ import dataclasses
 import json
 import re
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -34,7 +35,8 @@ LEFT_BY_TRAINING = {
 def evaluated(tmp_path_factory):
     """The folder and the output of one evaluation.
 
-    It has two adapters with random weights, twelve prompts, two images each, a further reward, and another generator.
+    It has two adapters with random weights, twelve prompts of two categories, two images each, a further reward, and
+    another generator.
     """
     folder = tmp_path_factory.mktemp("evaluation")
     for seed, name in enumerate(("left", "right")):
@@ -44,6 +46,10 @@ def evaluated(tmp_path_factory):
         get_peft_model(model, settings).save_pretrained(folder / name)
     (folder / "out").mkdir()
     (folder / "out" / "results.json").write_text(json.dumps({"arms": {}, **LEFT_BY_TRAINING}))
+    prompts = Path(few_prompts(folder, 12))
+    rows = [json.loads(line) for line in prompts.read_text().splitlines()]
+    rows = [row | {"category": "korean" if row["category"] == "korean" else "english"} for row in rows]
+    prompts.write_text("\n".join(map(json.dumps, rows)))
     call = {"num_inference_steps": 2, "height": 32, "width": 32}
     done = run(
         [
@@ -51,7 +57,7 @@ def evaluated(tmp_path_factory):
             *("--transfer_generator", save_generator("sdxl", folder / "sdxl"), "--keep_images", "true"),
             *("--transfer_render_kwargs", json.dumps(call)),
             *("--adapter", str(folder / "left"), str(folder / "right"), "--output_dir", str(folder / "out")),
-            *("--validation_prompts", few_prompts(folder, 12), "--validation_images_per_prompt", "2"),
+            *("--validation_prompts", str(prompts), "--validation_images_per_prompt", "2"),
             *("--eval_reward_funcs", "keyword_retention", "--best_of", "2"),
         ]
     )
@@ -89,7 +95,7 @@ def test_arms_and_what_is_said_of_them(evaluated):
         assert gains["clip"]["ci95"][0] <= gains["clip"]["mean"] <= gains["clip"]["ci95"][1]
     untrained = results.differences["untrained - original"]["clip"]["mean"]
     assert untrained == pytest.approx(results.arms["untrained"]["rewards"]["clip"] - original["rewards"]["clip"])
-    assert results.evaluation["weights"] == {"clip": 1.0, "keyword_retention": 0.0}
+    assert results.evaluation["weights"] == {"clip": 1.0, "questions": 1.0, "keyword_retention": 0.0}
 
 
 def test_the_same_prompts_rendered_by_another_generator(evaluated):

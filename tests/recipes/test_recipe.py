@@ -82,7 +82,7 @@ def test_another_policy_and_generator_by_name(tmp_path, text_policy):
         )
     )
     arms = json.loads((tmp_path / "out" / "results.json").read_text())["arms"]
-    assert set(arms["original"]["rewards"]) == {"clip"}
+    assert set(arms["original"]["rewards"]) == {"clip", "questions"}
 
 
 @pytest.mark.slow

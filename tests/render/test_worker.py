@@ -127,7 +127,7 @@ def test_scores_may_be_of_numpy_or_torch(renderer, kind):
 def pixel_rewards(architectures, tiny_pickscore, tmp_path_factory):
     """Each reward that takes pixels, ready to call."""
     head = tmp_path_factory.mktemp("head") / "head.pth"
-    write_head(head, 64)
+    write_head(head, 128)
     clip, siglip = (
         {"model_name": f"tiny-{kind}", "pretrained": f"{architectures}/{kind}.pt"} for kind in ("clip", "siglip")
     )

@@ -125,13 +125,13 @@ def test_a_gated_and_transformed_reward_is_what_is_trained_on(tmp_path):
         reward_funcs=["clip", "quality_score"],
         reward_weights=[1.0, 0.5],
         reward_transforms={"clip": {"scale": [0.0, 0.5]}},
-        reward_gates={"clip": 0.4},
+        reward_gates={"clip": 0.6},
     )
     trainer.train()
     rewrites, raw = table(trainer, "rewrite"), table(trainer, "raw_clip")
     quality = table(trainer, "raw_quality_score")
     assert raw == pytest.approx([0.0 if rewrite is None else len(rewrite) % 7 / 7 for rewrite in rewrites])
-    passed = [rewrite is not None and clip >= 0.4 for rewrite, clip in zip(rewrites, raw, strict=True)]
+    passed = [rewrite is not None and clip >= 0.6 for rewrite, clip in zip(rewrites, raw, strict=True)]
     assert 0 < sum(passed) < len(passed)
     totals = [2 * c + 0.5 * q if ok else 0.0 for c, q, ok in zip(raw, quality, passed, strict=True)]
     assert list(trainer._logs["advantages"]) == pytest.approx(expected_advantages(totals), abs=1e-3)

@@ -171,7 +171,7 @@ def test_the_token(server, monkeypatch):
 def test_a_service_with_other_settings_is_refused(server):
     assert connect(server.url, RENDER, REWARDS, SERVE)
     other = RenderConfig(generator="some/generator", generator_init_kwargs=WITHOUT_T5, render_kwargs={"height": 64})
-    with pytest.raises(ValueError, match="other settings: render_kwargs: here {'height': 64}, there {.*'height': 32"):
+    with pytest.raises(ValueError, match="other settings: render_kwargs: here {'height': 64}, there {.*'height': 48"):
         connect(server.url, other, REWARDS, SERVE)
     other = replace(RENDER, eval_render_kwargs={"height": 64})
     with pytest.raises(ValueError, match="other settings: eval_render_kwargs: here {'height': 64}, there {}$"):
