@@ -339,7 +339,7 @@ def test_the_service_as_started(service):
     assert httpx.get(f"{url}/v1/info").status_code == 401
     assert httpx.get(f"{url}/v1/info", headers={"Authorization": "Bearer wrong"}).status_code == 401
     with httpx.Client(base_url=url, headers=BEARER, timeout=60) as client:
-        assert client.get("/v1/info").json()["rewards"] == ["Breaking", "clip"]
+        assert client.get("/v1/info").json()["rewards"] == ["Breaking", "clip", "questions"]
         before = counts(client)
         assert "clip" in client.post("/v1/score", json=REQUEST).json()["results"][0]["scores"]
         assert client.post("/v1/score", content=b"a" * (MAX_BODY_BYTES + 1)).status_code == 413
