@@ -1,6 +1,6 @@
 """Build the tiny world from scratch: four small models of the real classes and the prompts to train with.
 
-    python data/tiny_world/build.py --output data/tiny_world                     # all: hours on a CPU
+    python data/tiny_world/build.py --output data/tiny_world                     # all: hours on two CPU cores
     python data/tiny_world/build.py --output data/tiny_world --only generator    # one part
 
 A `StableDiffusion3Pipeline` (generator/) learns to render one style of caption, an OpenCLIP model (scorer/) to match
@@ -12,8 +12,13 @@ is used when there is one.
 
 import argparse
 import json
+import os
+import subprocess
+import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -24,9 +29,6 @@ from measure import measure
 from train_generator import train_generator
 from train_language import train_judge, train_policy
 from train_scorer import train_scorer
-
-
-PARTS = ("prompts", "generator", "scorer", "judge", "policy")
 
 
 def write_prompts(output: Path, scale: float, seed: int) -> None:
@@ -56,7 +58,7 @@ def write_report(output: Path, scale: float, seed: int, seconds: dict[str, float
     ]
     table = "\n".join(lines)
     size = sum(file.stat().st_size for file in output.rglob("*") if file.is_file()) / 1e6
-    machine = torch.cuda.get_device_name() if DEVICE == "cuda" else f"{torch.get_num_threads()} CPU cores"
+    machine = torch.cuda.get_device_name() if DEVICE == "cuda" else f"{os.cpu_count()} CPU cores"
     timing = ", ".join(f"{part} {used:.0f} s" for part, used in seconds.items())
     report = f"""# The tiny world
 
@@ -75,34 +77,69 @@ Made by `python data/tiny_world/build.py --output data/tiny_world --seed {seed}`
 {table}
 
 Each share is of {count} (of 64 prompts for the different answers); pictures are judged by a checker that reads the
-pixels (`world.py`). {size:.1f} MB in all. Made by the last run, on {machine}: {timing}.
+pixels (`world.py`). {size:.1f} MB in all. Trained on {machine}: {timing}.
 """
     (output / "README.md").write_text(report)
     print("\n" + report)
 
 
+BUILDERS = {
+    "prompts": write_prompts,
+    "generator": train_generator,
+    "scorer": train_scorer,
+    "judge": train_judge,
+    "policy": train_policy,
+}
+
+
+def build_all(arguments: argparse.Namespace) -> dict[str, float]:
+    """Build all parts in two processes, half of the cores each: the models of images, and those of language.
+
+    The judge needs the generator after a third of its training, and waits for it.
+
+    Returns:
+        The seconds that each part took.
+    """
+    threads = max(1, (os.cpu_count() or 2) // 2)
+    torch.set_num_threads(threads)
+    settings = ("--output", str(arguments.output), "--seed", str(arguments.seed), "--scale", str(arguments.scale))
+
+    def build_beside(part: str) -> float:
+        start, environment = time.time(), os.environ | {"OMP_NUM_THREADS": str(threads)}
+        subprocess.run([sys.executable, __file__, *settings, "--only", part], env=environment, check=True)
+        return time.time() - start
+
+    seconds = {"prompts": build(arguments, "prompts")}
+    with ThreadPoolExecutor(max_workers=1) as beside:
+        images = {part: beside.submit(build_beside, part) for part in ("generator", "scorer")}
+        seconds["judge"] = build(arguments, "judge", wait_for_generator=images["generator"].result)
+        seconds["policy"] = build(arguments, "policy")
+        seconds |= {part: built.result() for part, built in images.items()}
+    return seconds
+
+
+def build(arguments: argparse.Namespace, part: str, **options: Any) -> float:
+    """Build a part, and return the seconds that it took."""
+    start = time.time()
+    BUILDERS[part](arguments.output, arguments.scale, arguments.seed, **options)
+    return time.time() - start
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="folder to write to")
-    parser.add_argument("--only", choices=PARTS, help="build one part; the report needs all")
+    parser.add_argument("--only", choices=BUILDERS, help="build one part, without the report")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--scale", type=float, default=1.0, help="share of the training steps, to try the code out")
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
-    builders = {
-        "prompts": write_prompts,
-        "generator": train_generator,
-        "scorer": train_scorer,
-        "judge": train_judge,
-        "policy": train_policy,
-    }
-    seconds = {}
-    for part in [arguments.only] if arguments.only else PARTS:
-        start = time.time()
-        builders[part](arguments.output, arguments.scale, arguments.seed)
-        seconds[part] = round(time.time() - start)
+    start = time.time()
+    if arguments.only:
+        build(arguments, arguments.only)
+    else:
+        seconds = build_all(arguments) | {"all": time.time() - start}
     compact_tokenizers(arguments.output)
-    if all((arguments.output / part).exists() for part in ("generator", "scorer", "judge", "policy")):
+    if not arguments.only:
         write_report(arguments.output, arguments.scale, arguments.seed, seconds)
 
 

@@ -2,6 +2,7 @@
 
 import itertools
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -27,7 +28,7 @@ from brushup.rewards.questions import ASK
 from learning import DEVICE, KINDS, load_generator, optimize, part_labels, wear
 
 
-REWRITE_STEPS, VISION_STEPS, JUDGE_STEPS, POLICY_STEPS = 4000, 1000, 3500, 3000
+REWRITE_STEPS, VISION_STEPS, JUDGE_STEPS, POLICY_STEPS = 4000, 1000, 3000, 2000
 
 
 # Qwen2-VL's own markup: system and user turns, pictures as placeholders that the processor expands.
@@ -212,10 +213,10 @@ def picture_loss(
 ) -> torch.Tensor:
     """Return the mean cross entropy of the answers about `count` images, plus that of their descriptions.
 
-    A half of the images are drawn, the others are `generated`, which look a little different.
+    A half of the images are drawn, the others are `generated`, if there are any, which look a little different.
     """
     shown = [(scene, world.draw_scene(scene, rng)) for scene in (world.random_scene(rng) for _ in range(count // 2))]
-    shown += rng.choices(generated, k=count // 2)
+    shown += rng.choices(generated, k=count // 2) if generated else []  # a bad generator's images tell nothing
     packed = pack(processor, [questions_about(scene, picture, 12, rng) for scene, picture in shown])
     tokens, question = packed["input_ids"], packed["question"]
     seen = (question[:, :, None] == question[:, None, :]) | (question[:, None, :] == 0)
@@ -273,10 +274,13 @@ def pretrain_vision(model: Qwen2VLForConditionalGeneration, processor: Qwen2VLPr
     optimize("vision", [*model.model.visual.parameters(), nothing], loss, steps, lr=2e-3)
 
 
-def train_judge(output: Path, scale: float, seed: int) -> None:
+def train_judge(output: Path, scale: float, seed: int, wait_for_generator: Callable | None = None) -> None:
     """Train a Qwen2-VL that answers questions about images, for the rewards `questions` and `vqa`.
 
     It learns to rewrite prompts first: questions about images it then learns in a tenth of the time.
+
+    Args:
+        wait_for_generator: called before the generator is loaded, which may be trained meanwhile.
     """
     set_seed(seed)
     rng = random.Random(seed)
@@ -290,6 +294,8 @@ def train_judge(output: Path, scale: float, seed: int) -> None:
     optimize("rewriting", params, rewriting_loss, max(2, int(REWRITE_STEPS * scale)), lr=2e-3)
     pretrain_vision(model, processor, max(2, int(VISION_STEPS * scale)), rng)
     steps = max(2, int(JUDGE_STEPS * scale))
+    if wait_for_generator:
+        wait_for_generator()
     generated = generated_pictures(output, max(8, int(2400 * scale)), rng)
     optimize("judge", params, lambda: picture_loss(model, processor, 24, generated, rng), steps, lr=1e-3)
     for name in ("policy", "judge"):  # the policy learns on from here
