@@ -163,14 +163,21 @@ def render_pairs(
 ) -> list[dict[str, str | None]]:
     """Render the user's prompt and the rewrite of each enhancement, and save the images in the folder.
 
+    What a judge has seen is not rendered again.
+
     Returns:
         For each enhancement its files, by `original` and `rewrite`; None for an image that failed.
     """
     prompts = [prompt for enhancement in enhancements for prompt in (enhancement.user_prompt, enhancement.prompt)]
-    with progress("loading the generator"):
-        renderer = Renderer(render)
-    with progress("rendering", len(set(prompts)), lambda: renderer.images_drawn):
-        images = iter(renderer.render([(prompt, seed) for prompt in prompts]))
+    if enhancements[0].candidates:
+        seen = {(e.user_prompt, found.prompt): found for e in enhancements for found in e.candidates}
+        judged = [seen[e.user_prompt, prompt] for e in enhancements for prompt in (e.user_prompt, e.prompt)]
+        images = iter([found.image or RenderFailure(found.error) for found in judged])
+    else:
+        with progress("loading the generator"):
+            renderer = Renderer(render)
+        with progress("rendering", len(set(prompts)), lambda: renderer.images_drawn):
+            images = iter(renderer.render([(prompt, seed) for prompt in prompts]))
     pairs: list[dict[str, str | None]] = []
     for number in range(1, len(enhancements) + 1):
         pairs.append({})

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from brushup.policy.enhancement import Candidate, Enhancement
-from brushup.prompts.template import KEEP
 from brushup.render.job import RenderJob, Worker
 from brushup.rewards.combine import Objective
 
@@ -28,8 +27,8 @@ def pick_best(
         outcomes = [(prompt, next(results)) for prompt in group]
         candidates = tuple(Candidate(prompt, found.image, found.scores, found.error) for prompt, found in outcomes)
         place, reason = pick(candidates, judge)
-        as_it_is = Enhancement(group[0], group[0], malformed=False, answer=KEEP)
-        best = next((rewrite for rewrite in written if place and rewrite.prompt == group[place]), as_it_is)
+        as_it_is = Enhancement(group[0], group[0], malformed=False, answer="")
+        best = next((r for r in written if r.prompt == group[place] and not r.malformed), as_it_is)
         picked.append(replace(best, candidates=candidates, reason=reason))
     return picked
 

@@ -30,7 +30,7 @@ class Enhancement:
         user_prompt: as the user wrote it.
         prompt: the prompt to render: the rewrite, or `user_prompt` if the answer was KEEP or malformed.
         malformed: whether the answer held no prompt.
-        answer: the policy's whole answer.
+        answer: the policy's whole answer; empty if the judge picked the user's prompt, and no answer was KEEP.
         candidates: with `best_of`, the user's prompt and its different rewrites, rendered and scored.
         reason: with `best_of`, which candidate the judge picked, and why.
     """

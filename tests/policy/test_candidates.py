@@ -38,6 +38,7 @@ def test_the_picked_one_is_a_rewrite_only_if_that_gains(enhancer):
     assert other.user_prompt == PROMPTS[1]
     kept = enhancer.enhance(PROMPTS[0], best_of=4, worker=OWN_COPY_WINS)
     assert kept.prompt == PROMPTS[0] and kept.kept and kept.reason == "your prompt: no rewrite has more than its 0.900"
+    assert kept.answer == ""
 
 
 def test_all_are_rendered_at_once_from_the_seed_and_equal_ones_once(enhancer):

@@ -84,6 +84,7 @@ def test_the_best_of_several_is_picked_and_said(enhance, tmp_path):
     """The tiny world's rewards pick; the sheet of candidates is in the JSON Lines, the picked image in the folder."""
     picking = ("--config", "recipes/tiny_cpu.yaml", "--best_of", "3", "--temperature", "1")
     output, error = enhance(*PROMPTS, *picking, "--format", "jsonl", "--render", str(tmp_path))
+    assert len(output.splitlines()) == 2, error
     for line in output.splitlines():
         row = json.loads(line)
         totals = {
@@ -91,6 +92,8 @@ def test_the_best_of_several_is_picked_and_said(enhance, tmp_path):
         }
         assert list(totals)[0] == row["user_prompt"] and totals[row["prompt"]] == max(totals.values())
         assert row["reason"] in error and Path(row["images"]["rewrite"]).is_file()
+        original, rewrite = (Image.open(row["images"][kind]).tobytes() for kind in ("original", "rewrite"))
+        assert (original == rewrite) == (row["prompt"] == row["user_prompt"])
     assert "clip, questions: rewards of the training alone pick, which flatter it; --judge takes others" in error
     output, error = enhance(PROMPTS[0], *picking, "--judge", "repetition")
     assert "judge: repetition: name rewards that look at one image" in error and not output
