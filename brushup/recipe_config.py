@@ -41,6 +41,11 @@ class EvaluationConfig(AskingConfig, ScoringConfig):
         default=8,
     )
     temperature: float = setting("Of that sampling, as in training.", default=1.0)
+    turns: int = setting(
+        "2: arms of revisions, too: each policy looks at the image of its rewrite and revises it.",
+        default=1,
+        choices=[1, 2],
+    )
     transfer_generator: str | None = setting(
         "Another generator, Hub id or folder, that renders the same prompts once more: does it help there, too? With "
         "`worker: local` only.",

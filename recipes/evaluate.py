@@ -8,7 +8,8 @@ The arms are `original` (the user's prompt), `static` (the same with what people
 it is as long as the trained rewrite), `untrained` (the policy before training), `trained`: what lies in the run's
 `output_dir`, or `--adapter A B`, adapters or models, compared with each other too; `best_of_8 untrained` and
 `best_of_8 trained` (of `--best_of 8` rewrites the one with the highest reward); and `oracle trained` (the better of
-`original` and `trained`). docs/results.md says more.
+`original` and `trained`). `--turns 2` adds `revised trained`, whose policy has looked at the image of its
+rewrite, and `draft_or_revised trained`, the better of the two by the reward. docs/results.md says more.
 
 `--validation_prompts` takes other prompts, `--validation_images_per_prompt 4` more seeds a prompt,
 `--eval_reward_funcs keyword_retention` rewards that the policy was not trained on, `--worker http://...` a service.
@@ -186,6 +187,10 @@ def ways_of_prompting(
         if args.best_of > 1:
             samples = validation.rewrite(enhancer, n=args.best_of - 1, temperature=args.temperature)
             yield f"best_of_{args.best_of} {name}", validation.best_of(arm, samples)
+        if args.turns > 1:
+            revised = validation.render_rewrites(validation.revise(enhancer, arm))
+            yield f"revised {name}", revised
+            yield f"draft_or_revised {name}", arm.with_better(revised, range(len(validation.rows)))
         if name != "untrained":
             trained[name] = arm
     repeated = repeat_to_length(validation.original, list(trained.values()))
@@ -257,7 +262,7 @@ def compare_arms(
         settings=before.settings,
     )
     for name, cost in costs.items():
-        is_chosen = name not in (*OTHER_ARMS, *trained)
+        is_chosen = name.startswith(("best_of_", "draft_or_revised ", "oracle "))
         results.arms[name] |= cost | {"chosen_by_reward": is_chosen}
     return results
 
@@ -282,6 +287,7 @@ def evaluation_settings(
         "success_threshold": args.success_threshold,
         "best_of": args.best_of,
         "temperature": args.temperature,
+        "turns": args.turns,
         "transfer_generator": args.transfer_generator,
         "transfer_init_kwargs": args.transfer_init_kwargs,
         "transfer_render_kwargs": args.transfer_render_kwargs,

@@ -24,6 +24,7 @@ def scale(values: np.ndarray, low: float, high: float) -> np.ndarray:
 
 
 TRANSFORMS = {"clamp": clamp, "scale": scale}
+SPOILING = 2.0  # a point that a revision loses weighs as much as two won: by luck alone, changes do not pay
 
 
 @dataclass
@@ -61,7 +62,8 @@ class Objective:
         weights: of each reward, by name.
         transforms: the steps that each reward goes through, in order, before it is weighted.
         gates: the value below which a reward makes the total 0.
-        gain_gates: the same for a reward's gain over the image of the user's own prompt at the same seed.
+        gain_gates: the same for a reward's gain over the image of the user's own prompt, or of the draft that it
+            revises, at the same seed.
     """
 
     weights: dict[str, float]
@@ -106,18 +108,27 @@ class Objective:
                 reached &= values[:, self.names.index(name)] >= threshold
         return reached
 
-    def has_all_inputs(self, rewards: np.ndarray, gains: np.ndarray) -> np.ndarray:
+    def has_all_inputs(self, rewards: np.ndarray, gains: np.ndarray, revised: np.ndarray | bool = False) -> np.ndarray:
         """Return which rows have every value that the total depends on, bool, (rows,).
 
         Args:
             rewards, gains: (rows, rewards), NaN where missing.
+            revised: which rows revise a draft, bool, (rows,): they depend on their gains.
         """
         needed = np.array([bool(weight) or name in self.gates for name, weight in self.weights.items()])
         gained = np.array([name in self.gain_gates for name in self.weights])
-        return ~(np.isnan(rewards[:, needed]).any(axis=1) | np.isnan(gains[:, gained]).any(axis=1))
+        measured = ~np.isnan(gains).all(axis=1)  # the draft's image did not fail
+        return ~(
+            np.isnan(rewards[:, needed]).any(axis=1) | np.isnan(gains[:, gained]).any(axis=1) | (revised & ~measured)
+        )
 
     def shape_rewards(
-        self, rewards: np.ndarray, gains: np.ndarray, malformed: np.ndarray, failed: np.ndarray
+        self,
+        rewards: np.ndarray,
+        gains: np.ndarray,
+        malformed: np.ndarray,
+        failed: np.ndarray,
+        revised: np.ndarray | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return the rewards that TRL weights and sums: transformed, gated, and NaN for failed rows.
 
@@ -125,10 +136,15 @@ class Objective:
         batch's other rows if that is below 0, so that neither ever pays. Rewards of weight 0 keep their values, but
         are 0 for malformed answers. The statistics of z-scores take in the batch first.
 
+        An image reward of a revision is its gain over the draft, `SPOILING` times as much if it is a loss. So the
+        draft as it is has 0, and a change whose gain is luck less than 0 on average.
+
         Args:
             rewards: as the rewards returned them, (rows, rewards) of the whole batch.
-            gains: over the images of the users' own prompts, (rows, rewards); only read if there are gain gates.
+            gains: over the images of the users' own prompts, or the drafts, (rows, rewards); only read if there are
+                gain gates or revisions.
             malformed, failed: bool, (rows,).
+            revised: which rows revise a draft, bool, (rows,); default none.
 
         Returns:
             The values, (rows, rewards), and which rows a gate held back, bool, (rows,).
@@ -140,6 +156,8 @@ class Objective:
                 if isinstance(transform, RunningZScore):
                     transform.see(values[scored, column])
                 values[:, column] = transform(values[:, column])
+        if revised is not None and revised.any():
+            values = self._gains_over_drafts(values, rewards, gains, revised)
         held_back = scored & ~self.passes(rewards, gains)
         for column, weight in enumerate(self.weights.values()):
             others = np.sign(weight) * values[scored & ~held_back, column]
@@ -148,6 +166,19 @@ class Objective:
                 values[malformed | held_back, column] = np.sign(weight) * others.min(initial=0.0)
         values[failed] = np.nan
         return values, held_back
+
+    def _gains_over_drafts(
+        self, values: np.ndarray, rewards: np.ndarray, gains: np.ndarray, revised: np.ndarray
+    ) -> np.ndarray:
+        """Return the transformed rewards, (rows, rewards), with those of revisions as gains over their drafts."""
+        before = np.array(rewards - gains, dtype=np.float64)
+        for column, name in enumerate(self.names):
+            for transform in self.transforms.get(name, ()):
+                before[:, column] = transform(before[:, column])
+        gained = values - before
+        gained *= np.where(gained * np.sign(list(self.weights.values())) < 0, SPOILING, 1.0)
+        weighted = np.array([bool(weight) for weight in self.weights.values()])
+        return np.where(revised[:, None] & weighted & ~np.isnan(gained), gained, values)
 
     def totals_without_zscore(self, rewards: np.ndarray, gains: np.ndarray) -> np.ndarray:
         """Return the total of each row, (rows,), with z-scores left out.

@@ -14,9 +14,10 @@ from accelerate.utils import gather_object
 
 from brushup.config import PromptEnhancerConfig
 from brushup.console import progress
-from brushup.evaluation.arm import IMAGES_KEPT, Arm, evaluate_prompts
+from brushup.evaluation.arm import IMAGES_KEPT, Arm, evaluate_prompts, evaluation_jobs
 from brushup.evaluation.compare import Measures
-from brushup.policy.enhancer import Enhancement, PromptEnhancer
+from brushup.policy.enhancement import Candidate, Enhancement
+from brushup.policy.enhancer import PromptEnhancer
 from brushup.recipe_config import EvaluationConfig
 from brushup.render.job import Worker
 from brushup.rewards.combine import Objective
@@ -57,6 +58,7 @@ class Validation:
         images_kept: int = IMAGES_KEPT,
     ):
         self.rows = rows
+        self.worker, self.seed = worker, args.seed
         self.objective = objective
         self.measures = Measures(rows, objective.weights, args.success_threshold, worker.token_limits)
         self._evaluate = functools.partial(
@@ -97,6 +99,19 @@ class Validation:
                 batch_size=self.batch_size,
             )
         return enhancements[: n * len(self.share)]
+
+    def revise(self, enhancer: PromptEnhancer, drafts: Arm) -> list[Enhancement]:
+        """Return the revisions of an arm's prompts, of this rank's share; the policy looks at their first images."""
+        share, before = drafts.select(self.indices), enhancer.answered
+        jobs = evaluation_jobs(share.prompts, self.share, self.worker.columns, 1, self.seed)
+        rendered = self.worker.submit(jobs, return_images=True).result() if jobs else []
+        drafted = [
+            Enhancement(row["user_prompt"], prompt, False, "", draft=Candidate(prompt, r.image, r.scores, r.error))
+            for row, prompt, r in zip(self.share, share.prompts, rendered, strict=True)
+        ]
+        images = [row.get("image") for row in self.share]
+        with progress("revising", len(drafted), lambda: enhancer.answered - before):
+            return enhancer.revise(drafted, images, self.max_new_tokens, batch_size=self.batch_size)
 
     def render(self, prompts: Sequence[str], **answers: Any) -> Arm:
         """Return the arm over all rows.

@@ -1,4 +1,4 @@
-"""Candidates: a user's prompt and rewrites of it, rendered from one seed; a judge picks the best."""
+"""Candidates: prompts for one user's prompt, rendered from one seed; a judge picks the best."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -20,12 +20,10 @@ def pick_best(
         seed: of all images.
     """
     groups = [list(dict.fromkeys([group[0].user_prompt, *(r.prompt for r in group)])) for group in rewrites]
-    jobs = [RenderJob(prompt, group[0], seed, for_evaluation=True) for group in groups for prompt in group]
-    results = iter(worker.submit(jobs, return_images=True).result())
+    rendered = iter(render_candidates([(prompt, group[0]) for group in groups for prompt in group], worker, seed))
     picked = []
     for group, written in zip(groups, rewrites, strict=True):
-        outcomes = [(prompt, next(results)) for prompt in group]
-        candidates = tuple(Candidate(prompt, found.image, found.scores, found.error) for prompt, found in outcomes)
+        candidates = tuple(next(rendered) for _ in group)
         place, reason = pick(candidates, judge)
         as_it_is = Enhancement(group[0], group[0], malformed=False, answer="")
         best = next((r for r in written if r.prompt == group[place] and not r.malformed), as_it_is)
@@ -33,19 +31,63 @@ def pick_best(
     return picked
 
 
-def pick(candidates: Sequence[Candidate], judge: Objective | Sequence[str] | None = None) -> tuple[int, str]:
+def with_drafts(enhancements: Sequence[Enhancement], worker: Worker, seed: int) -> list[Enhancement]:
+    """Return the enhancements with their prompts as rendered drafts; what a judge has seen is not rendered again."""
+    seen = {(e.user_prompt, found.prompt): found for e in enhancements for found in e.candidates}
+    prompts = [(e.prompt, e.user_prompt) for e in enhancements if (e.user_prompt, e.prompt) not in seen]
+    rendered = iter(render_candidates(prompts, worker, seed))
+    return [replace(e, draft=seen.get((e.user_prompt, e.prompt)) or next(rendered)) for e in enhancements]
+
+
+def pick_revisions(
+    revisions: Sequence[Enhancement], worker: Worker, judge: Objective | Sequence[str] | None, seed: int
+) -> list[Enhancement]:
+    """Return each revision, or its draft where the judge does not give the revision more.
+
+    Args:
+        revisions: with their drafts, which have an image or an error.
+        worker: renders and scores the revisions, which go to it at once; a draft left as it is is not rendered again.
+        judge, seed: as for `pick_best`.
+    """
+    changed = [e for e in revisions if e.draft.image and e.prompt != e.draft.prompt]
+    rendered = iter(render_candidates([(e.prompt, e.user_prompt) for e in changed], worker, seed))
+    picked = []
+    for revision in revisions:
+        if revision not in changed:
+            picked.append(replace(revision, reason="the draft: it is left as it is"))
+            continue
+        candidates = (revision.draft, next(rendered))
+        place, reason = pick(candidates, judge, ("the draft", "revision"))
+        picked.append(replace(revision, prompt=candidates[place].prompt, candidates=candidates, reason=reason))
+    return picked
+
+
+def render_candidates(prompts: Sequence[tuple[str, str]], worker: Worker, seed: int) -> list[Candidate]:
+    """Return the candidates of prompts, each with the user's prompt that it is judged by."""
+    jobs = [RenderJob(prompt, user_prompt, seed, for_evaluation=True) for prompt, user_prompt in prompts]
+    results = worker.submit(jobs, return_images=True).result() if jobs else []
+    found = zip(prompts, results, strict=True)
+    return [Candidate(prompt, result.image, result.scores, result.error) for (prompt, _), result in found]
+
+
+def pick(
+    candidates: Sequence[Candidate],
+    judge: Objective | Sequence[str] | None = None,
+    called: tuple[str, str] = ("your prompt", "rewrite"),
+) -> tuple[int, str]:
     """Return the place of the candidate with the highest total, and why it is picked, in words.
 
-    Of equal totals the earlier one is picked: the user's prompt, which is the first, is changed for a gain alone.
+    Of equal totals the earlier one is picked: the first, the prompt as it is, is changed for a gain alone.
 
     Args:
         judge: makes the total of the rewards, or the names of the rewards to add up; default all of the worker.
+        called: the first candidate, and each other one, in words.
 
     Raises:
         ValueError: the worker computes no image reward, or lacks one of the judge's.
     """
     if all(candidate.error for candidate in candidates):
-        return 0, f"your prompt: no candidate could be rendered ({candidates[0].error})"
+        return 0, f"{called[0]}: no candidate could be rendered ({candidates[0].error})"
     scores = [None if candidate.error else candidate.scores for candidate in candidates]
     known = [name for name in next(filter(None, scores), {}) if "/" not in name]  # not the parts of a reward
     if not isinstance(judge, Objective):
@@ -56,14 +98,14 @@ def pick(candidates: Sequence[Candidate], judge: Objective | Sequence[str] | Non
     totals = judge.totals_by_prompt(scores, [scores[0]] * len(scores))
     alive = [place for place, total in enumerate(totals) if total is not None]
     if not alive:
-        return 0, "your prompt: its image failed, and the judge's gain gates compare with it"
+        return 0, f"{called[0]}: its image failed, and the judge's gain gates compare with it"
     best = max(alive, key=lambda place: totals[place])
     if not best:
-        return 0, f"your prompt: no rewrite has more than its {totals[0]:.3f}"
+        return 0, f"{called[0]}: no {called[1]} has more than its {totals[0]:.3f}"
     before = {"total": totals[0], **(scores[0] or {})}
     after = {"total": totals[best], **scores[best]}
     figures = [
         f"{name} {after[name]:.3f}" + ("" if before.get(name) is None else f" against {before[name]:.3f}")
         for name in ("total", *judge.names)
     ]
-    return best, f"rewrite {best}: {', '.join(figures)} of your prompt"
+    return best, f"{called[1]} {best}: {', '.join(figures)} of {called[0]}"

@@ -4,8 +4,9 @@ import functools
 import json
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
+import datasets
 from datasets import Dataset
 from PIL import Image
 from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
@@ -84,19 +85,65 @@ def _takes_system(processor: Processor) -> bool:
     return SYSTEM_PROMPT in text and "a cat" in text
 
 
-def ask(processor: Processor, user_prompt: str, image: Image.Image | None = None) -> list[dict[str, Any]]:
-    """Return the messages that ask the policy to rewrite the user's prompt, which may come with an image.
+class Draft(NamedTuple):
+    """A rewrite that was rendered, for the policy to look at."""
 
-    The user's words stay text: a space breaks up words that the tokenizer would read as a special token.
+    prompt: str
+    image: Image.Image
+
+
+class Request(NamedTuple):
+    """A request to rewrite a user's prompt, with the user's reference image, if any; or to revise a draft."""
+
+    user_prompt: str
+    image: Image.Image | None = None
+    draft: Draft | None = None
+
+    @property
+    def current_prompt(self) -> str:
+        """The prompt that the answer replaces, and that KEEP leaves as it is."""
+        return self.draft.prompt if self.draft else self.user_prompt
+
+
+def ask(
+    processor: Processor, user_prompt: str, image: Image.Image | None = None, draft: Draft | None = None
+) -> list[dict[str, Any]]:
+    """Return the messages that ask the policy to rewrite the user's prompt, or to revise the draft of a rewrite.
+
+    The user's image stands before the prompt, the draft's before the request to revise it. Words stay text: a space
+    breaks up those that the tokenizer would read as a special token.
     """
-    messages = build_messages(without_special_tokens(tokenizer_of(processor), user_prompt))
-    return prepare_multimodal_messages(messages, images=[image]) if image else messages
+    tokenizer = tokenizer_of(processor)
+    drafted = draft and without_special_tokens(tokenizer, draft.prompt)
+    messages = build_messages(without_special_tokens(tokenizer, user_prompt), draft=drafted)
+    for message, shown in ((messages[1], image), (messages[-1], draft and draft.image)):
+        if shown:
+            message["content"] = [{"type": "image", "image": shown}, {"type": "text", "text": message["content"]}]
+    return prepare_multimodal_messages(messages) if image or draft else messages
 
 
 def with_requests(rows: Dataset, processor: Processor) -> Dataset:
-    """Return the rows with the column `prompt` as this policy is asked; images stay in their column."""
-    requests = [ask(processor, user_prompt) for user_prompt in rows["user_prompt"]]
-    return rows.remove_columns("prompt").add_column("prompt", requests)
+    """Return the rows with the column `prompt` as this policy is asked; images stay in their columns.
+
+    Rows with drafts get `images`, as TRL reads them: those of the messages, in order.
+    """
+    if "draft" not in rows.column_names:
+        requests = [ask(processor, user_prompt) for user_prompt in rows["user_prompt"]]
+        return rows.remove_columns("prompt").add_column("prompt", requests)
+    if not isinstance(processor, ProcessorMixin):
+        raise ValueError("train_prompts: the rows have a `draft` to look at, but this policy reads text only")
+    stored = rows
+    for column in {"image", "draft_image"} & {*rows.column_names}:
+        stored = stored.cast_column(column, datasets.Image(decode=False))
+    requests, images = [], []
+    for row in stored:
+        draft = row["draft"] and Draft(row["draft"], row["draft_image"])
+        messages = prepare_multimodal_messages(ask(processor, row["user_prompt"], row.get("image"), draft))
+        parts = [part for message in messages for part in message["content"] if part["type"] == "image"]
+        images.append([part.pop("image") for part in parts])
+        requests.append(messages)
+    rows = rows.remove_columns(["prompt", "draft_image"]).add_column("prompt", requests)
+    return rows.add_column("images", images, feature=datasets.List(datasets.Image()))
 
 
 def without_special_tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> str:

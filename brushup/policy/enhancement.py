@@ -28,11 +28,14 @@ class Enhancement:
 
     Attributes:
         user_prompt: as the user wrote it.
-        prompt: the prompt to render: the rewrite, or `user_prompt` if the answer was KEEP or malformed.
+        prompt: the prompt to render: the rewrite; or `user_prompt`, in the second turn the draft, if the answer was
+            KEEP or malformed.
         malformed: whether the answer held no prompt.
         answer: the policy's whole answer; empty if the judge picked the user's prompt, and no answer was KEEP.
-        candidates: with `best_of`, the user's prompt and its different rewrites, rendered and scored.
-        reason: with `best_of`, which candidate the judge picked, and why.
+        candidates: with `best_of`, the user's prompt and its different rewrites, rendered and scored; with two turns
+            and a judge, the draft and its revision.
+        draft: with two turns, the rewrite of the first; `prompt` and `answer` are of the second.
+        reason: with `best_of` or a judge, which candidate it picked, and why.
     """
 
     user_prompt: str
@@ -40,6 +43,7 @@ class Enhancement:
     malformed: bool
     answer: str
     candidates: tuple[Candidate, ...] = ()
+    draft: Candidate | None = None
     reason: str = ""
 
     @property

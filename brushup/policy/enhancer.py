@@ -3,6 +3,7 @@
 import functools
 import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,8 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from trl import GRPOConfig
 
 from brushup.common import default_device
-from brushup.policy.candidates import pick_best
-from brushup.policy.chat import ask, prepare_processor, tokenize, tokenizer_of
+from brushup.policy.candidates import pick_best, pick_revisions, with_drafts
+from brushup.policy.chat import Draft, Request, ask, prepare_processor, tokenize, tokenizer_of
 from brushup.policy.compiled import compiled_decoding
 from brushup.policy.enhancement import Enhancement
 from brushup.policy.load import is_adapter, load_adapter, load_model, load_processor
@@ -141,41 +142,38 @@ class PromptEnhancer:
         best_of: int = 1,
         worker: Worker | None = None,
         judge: Objective | Sequence[str] | None = None,
+        turns: int = 1,
     ) -> Enhancement | list[Enhancement] | list[list[Enhancement]]:
-        """Rewrite the user's prompt, or each of several.
+        """Rewrite one prompt, or several.
 
         Args:
-            prompt: one prompt, or several.
             n: rewrites of each prompt.
             max_new_tokens: an answer that does not end within them is malformed.
-            temperature: of the sampling. 0 takes the likeliest token each time, as validation does. Default: 0 for
-                one rewrite, else 0.7.
+            temperature: of the sampling; 0: the likeliest tokens. Default: 0 for one rewrite, else 0.7.
             seed: of the sampling, and of the images; the same seed, prompts and batch size give the same rewrites.
-            image: a reference image beside the prompt, for image-text policies: one for all prompts, or a list with
-                an image or None for each.
-            batch_size: answers written at once. On CUDA four full batches or more are written with a compiled decoding
-                step (see `compiled_decoding`).
-            best_of: rewrites of each prompt, the likeliest and sampled ones. They and the prompt itself are rendered,
-                and a judge picks one: see `candidates` and `reason` of the result.
+            image: a reference image beside the prompt, for image-text policies; one for all, or a list.
+            batch_size: answers written at once.
+            best_of: rewrites, the likeliest and sampled ones, of which a judge picks one, or the prompt itself: see
+                `candidates` and `reason` of the result.
             worker: renders and scores them (`load_worker`, or `HttpWorker` of a service).
-            judge: makes the total that decides of the worker's rewards, or the names of those to add up; default all.
-                Rewards that the policy was trained on flatter its rewrites: let others judge, too.
+            judge: makes the total of the worker's rewards, or the names of those to add up; default all. Rewards of
+                the training flatter the policy: let others judge, too.
+            turns: 2: the policy looks at the image of its rewrite, the `draft` of the result, and revises or keeps it.
+                A judge, if there is one, or `best_of`, takes the revision only if it has more than the draft.
 
         Returns:
-            An `Enhancement` for a prompt, a list of them for several; with `n` > 1 a list of `n` in place of each.
+            An `Enhancement` for a prompt, a list for several; with `n` > 1 a list of `n` in place of each.
 
         Raises:
-            ValueError: there is an empty prompt, `n` < 1, not as many images as prompts, or an image for a policy
-                that reads text only; `best_of` together with `n`, or without a worker, or with a judge it lacks.
+            ValueError: an empty prompt, `n` < 1, or not as many images as prompts; an image or two turns for a policy
+                that reads text only; `best_of` or two turns with `n`, without a worker, or with a judge it lacks.
         """
         user_prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         images = list(image) if isinstance(image, Sequence) else [image] * len(user_prompts)
-        self._check(user_prompts, images, n)
-        if best_of > 1 and (n > 1 or worker is None):
-            raise ValueError(
-                "enhance needs a worker, which renders the candidates, and n=1, to pick the best_of several"
-            )
-        requests = list(zip(user_prompts, images, strict=True))
+        if max(best_of, turns) > 1 and (n > 1 or worker is None):
+            raise ValueError("enhance needs a worker, which renders, and n=1, for best_of several or for two turns")
+        self._check(user_prompts, images, n, turns)
+        requests = [Request(*pair) for pair in zip(user_prompts, images, strict=True)]
         write = functools.partial(self._write, max_new_tokens=max_new_tokens, seed=seed, batch_size=batch_size)
         if best_of > 1:
             likeliest = write(requests, temperature=0.0)
@@ -185,20 +183,54 @@ class PromptEnhancer:
         else:
             temperature = (0.7 if n > 1 else 0.0) if temperature is None else temperature
             enhancements = write(_repeated(requests, n), temperature=temperature)
+        if turns > 1:
+            drafted = with_drafts(enhancements, worker, seed)
+            enhancements = self.revise(drafted, images, max_new_tokens, temperature or 0.0, seed, batch_size)
+        if turns > 1 and (best_of > 1 or judge is not None):
+            enhancements = pick_revisions(enhancements, worker, judge, seed)
         if n > 1:
             enhancements = [enhancements[start : start + n] for start in range(0, len(enhancements), n)]
         return enhancements[0] if isinstance(prompt, str) else enhancements
 
+    def revise(
+        self,
+        drafted: Sequence[Enhancement],
+        images: Sequence[Image.Image | None],
+        max_new_tokens: int = 128,
+        temperature: float = 0.0,
+        seed: int = 0,
+        batch_size: int = 32,
+    ) -> list[Enhancement]:
+        """Return the enhancements after a second turn, in which the policy looks at the drafts.
+
+        One whose draft has no image stays as it is. A malformed answer leaves the draft.
+
+        Args:
+            drafted: with their `draft`.
+            images: the users' reference images, or None.
+            max_new_tokens, temperature, seed, batch_size: as for `enhance`.
+        """
+        requests = [
+            Request(e.user_prompt, image, Draft(e.draft.prompt, e.draft.image))
+            for e, image in zip(drafted, images, strict=True)
+            if e.draft.image
+        ]
+        revised = iter(self._write(requests, max_new_tokens, temperature, seed, batch_size))
+        return [
+            replace(next(revised), draft=e.draft, candidates=e.candidates, reason=e.reason) if e.draft.image else e
+            for e in drafted
+        ]
+
     @torch.no_grad()  # not inference_mode: FSDP2 would go on with its tensors in training
     def _write(
         self,
-        requests: Sequence[tuple[str, Image.Image | None]],
+        requests: Sequence[Request],
         max_new_tokens: int,
         temperature: float,
         seed: int,
         batch_size: int,
     ) -> list[Enhancement]:
-        """Return an enhancement of each request, a user prompt and the image beside it."""
+        """Return an enhancement of each request."""
         enhancements = []
         compiled = compiled_decoding(self.model) if len(requests) >= COMPILED_FROM * batch_size else {}
         was_training = self.model.training
@@ -207,16 +239,17 @@ class PromptEnhancer:
         with torch.random.fork_rng(devices):
             torch.manual_seed(seed)
             for start in range(0, len(requests), batch_size):
-                batch, batch_images = zip(*requests[start : start + batch_size], strict=True)
+                batch = requests[start : start + batch_size]
                 generation = {"max_new_tokens": max_new_tokens, **(compiled if len(batch) == batch_size else {})}
-                answers = self._answer(batch, batch_images, temperature, **generation)
+                answers = self._answer(batch, temperature, **generation)
                 self.answered += len(batch)
-                for user_prompt, (answer, rewrite) in zip(batch, answers, strict=True):
-                    enhancements.append(Enhancement(user_prompt, rewrite or user_prompt, rewrite is None, answer))
+                for request, (answer, rewrite) in zip(batch, answers, strict=True):
+                    prompt = rewrite or request.current_prompt
+                    enhancements.append(Enhancement(request.user_prompt, prompt, rewrite is None, answer))
         self.model.train(was_training)
         return enhancements
 
-    def _check(self, user_prompts: list[str], images: list[Image.Image | None], n: int) -> None:
+    def _check(self, user_prompts: list[str], images: list[Image.Image | None], n: int, turns: int) -> None:
         """Raise a ValueError if `enhance` cannot work with these."""
         empty = sum(not user_prompt.strip() for user_prompt in user_prompts)
         if n < 1 or len(images) != len(user_prompts) or empty:
@@ -224,19 +257,18 @@ class PromptEnhancer:
                 f"enhance needs n >= 1, prompts that are not empty, and an image for every prompt or for none; got "
                 f"n={n}, {len(user_prompts)} prompts ({empty} empty), {len(images)} images"
             )
-        if any(images) and not isinstance(self.processor, ProcessorMixin):
-            raise ValueError("this policy reads text only: leave `image` out")
+        if (any(images) or turns > 1) and not isinstance(self.processor, ProcessorMixin):
+            raise ValueError("this policy reads text only: leave `image` out, and take turns=1")
 
     def _answer(
         self,
-        user_prompts: Sequence[str],
-        images: Sequence[Image.Image | None],
+        requests: Sequence[Request],
         temperature: float,
         **generation: Any,
     ) -> list[tuple[str, str | None]]:
-        """Return the policy's answer to each prompt, and the rewrite in it; None if it is malformed."""
-        requests = [ask(self.processor, *pair) for pair in zip(user_prompts, images, strict=True)]
-        inputs = tokenize(self.processor, requests).to(self.model.device)
+        """Return the policy's answer to each request, and the prompt in it; None if it is malformed."""
+        inputs = tokenize(self.processor, [ask(self.processor, *request) for request in requests])
+        inputs = inputs.to(self.model.device)
         tokenizer, declared = tokenizer_of(self.processor), self.model.generation_config.eos_token_id
         ends = {tokenizer.eos_token_id, *(declared if isinstance(declared, list) else [declared])} - {None}
         sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
@@ -252,6 +284,6 @@ class PromptEnhancer:
         finished = torch.isin(generated, torch.tensor(list(ends), device=generated.device)).any(dim=1).tolist()
         texts = tokenizer.batch_decode(generated, skip_special_tokens=True)
         return [
-            (text, parse_answer(text, user_prompt, done))
-            for text, user_prompt, done in zip(texts, user_prompts, finished, strict=True)
+            (text, parse_answer(text, request.current_prompt, done))
+            for text, request, done in zip(texts, requests, finished, strict=True)
         ]

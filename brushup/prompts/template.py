@@ -14,12 +14,25 @@ SYSTEM_PROMPT = (
     "the user left out. Answer with the prompt alone, in English, whatever language the user writes; or with the word "
     "KEEP, if the request is such a prompt already."
 )
-KEEP = "KEEP"  # the answer that leaves the user's prompt as it is
+KEEP = "KEEP"  # the answer that leaves the prompt as it is: the user's, or in the second turn the draft
+REVISE = (
+    "This is the image of your prompt. If it shows all that I asked for, answer KEEP; else answer with a better "
+    "prompt."
+)
 
 
-def build_messages(user_prompt: str, system_prompt: str = SYSTEM_PROMPT) -> list[dict[str, str]]:
-    """Return the conversation (system, user) that asks a policy to rewrite `user_prompt`."""
-    return [{"role": "system", "content": system_prompt}, {"role": "user", "content": user_prompt}]
+def build_messages(
+    user_prompt: str, system_prompt: str = SYSTEM_PROMPT, draft: str | None = None
+) -> list[dict[str, str]]:
+    """Return the conversation that asks a policy to rewrite `user_prompt` (system, user).
+
+    With a `draft`, the rewrite of the first turn, it goes on with that (assistant) and with the request to revise it
+    (user), whose message the draft's image belongs in.
+    """
+    messages = [{"role": "system", "content": system_prompt}, {"role": "user", "content": user_prompt}]
+    if draft is not None:
+        messages += [{"role": "assistant", "content": draft}, {"role": "user", "content": REVISE}]
+    return messages
 
 
 # A label is a short run of these words before a colon: "Enhanced prompt:", "Here's the improved prompt for SD3:".
@@ -83,10 +96,15 @@ def is_keep(prompt: str) -> bool:
     return prompt.rstrip(".!").upper() == KEEP
 
 
-def parse_answer(answer: str, user_prompt: str, finished: bool = True) -> str | None:
-    """Return the prompt that a policy's answer asks to render: the prompt inside it, or the user's, if it is KEEP."""
+def parse_answer(answer: str, current: str, finished: bool = True) -> str | None:
+    """Return the prompt that a policy's answer asks to render: the prompt inside it, or `current`, if it is KEEP.
+
+    Args:
+        answer, finished: as for `parse_prompt`.
+        current: the user's prompt, or in the second turn the draft.
+    """
     prompt = parse_prompt(answer, finished)
-    return user_prompt if prompt is not None and is_keep(prompt) else prompt
+    return current if prompt is not None and is_keep(prompt) else prompt
 
 
 def parse_prompt(answer: str, finished: bool = True) -> str | None:

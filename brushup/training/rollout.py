@@ -41,10 +41,18 @@ class ImageReward:
 def prompts_of(rows: list[dict]) -> list:
     """Return the messages of the rows, with their images, as `GRPOTrainer._generate_and_score_completions` does."""
     prompts = [row["prompt"] for row in rows]
-    if "image" not in rows[0]:
+    if "images" in rows[0]:
+        images = [row["images"] for row in rows]
+    elif "image" in rows[0]:
+        images = [[row["image"]] if row["image"] is not None else None for row in rows]
+    else:
         return prompts
-    images = [[row["image"]] if row["image"] is not None else None for row in rows]
     return [prepare_multimodal_messages(p, images=i) for p, i in zip(prompts, images, strict=True)]
+
+
+def current_prompt(row: dict) -> str:
+    """Return the prompt that a rewrite replaces, and that KEEP leaves as it is: the draft, or the user's prompt."""
+    return row.get("draft") or row["user_prompt"]
 
 
 def jobs_of(
@@ -71,10 +79,11 @@ class Rollout:
         rewrites: the prompts to render; None for a malformed completion.
         token_count: the tokens that the loss is over, of all ranks; float, ().
         submit: sends all jobs to the worker, and returns `images`.
-        original_prompts: the user prompts that are rendered as well. One that a rewrite keeps is rendered once.
+        current_prompts: the prompts to replace (see `current_prompt`) that are rendered as well, each with its user
+            prompt. One that a rewrite keeps is rendered once.
         keeps_images: whether the results carry their images.
         images: the results of the rewrites, `images_per_prompt` for each that is not malformed, then those of the
-            original prompts.
+            current prompts.
         submitted: when it was first sent to the worker, as `time.perf_counter` tells it.
     """
 
@@ -85,7 +94,7 @@ class Rollout:
     rewrites: list[str | None]
     token_count: torch.Tensor
     submit: "Callable[[], Future[list[RenderResult]]]"
-    original_prompts: list[str]
+    current_prompts: list[tuple[str, str]]
     keeps_images: bool
     submitted: float = field(default_factory=time.perf_counter)
 
@@ -103,13 +112,13 @@ class RenderedRows:
 
     Attributes:
         results: of each row's images; empty for a malformed completion.
-        originals: the results of each user prompt.
+        before: the results of each of the rollout's current prompts.
         errors: of the machine.
         seconds: from the submission to the last image.
     """
 
     results: list[list[RenderResult]]
-    originals: dict[str, list[RenderResult]]
+    before: dict[tuple[str, str], list[RenderResult]]
     errors: list[str]
     seconds: float
 
@@ -125,8 +134,8 @@ class RenderedRows:
         rewritten = iter(rows[:count])
         by_row = [next(rewritten) if rewrite is not None else [] for rewrite in rollout.rewrites]
         errors = [result.error for row in by_row for result in row if result.error]
-        originals = dict(zip(rollout.original_prompts, rows[count:], strict=False))  # none if nothing was rendered
-        return cls(by_row, originals, errors, time.perf_counter() - rollout.submitted)
+        before = dict(zip(rollout.current_prompts, rows[count:], strict=False))  # none if nothing was rendered
+        return cls(by_row, before, errors, time.perf_counter() - rollout.submitted)
 
     @property
     def scores(self) -> list[dict[str, float]]:
@@ -139,12 +148,12 @@ class RenderedRows:
         return [results[0].tokens if results else {} for results in self.results]
 
     def gains(self, rows: Sequence[dict], names: Sequence[str]) -> np.ndarray:
-        """Return each row's image rewards minus those of its user prompt, (rows, rewards); NaN where unknown."""
-        originals = {prompt: mean_scores(results) for prompt, results in self.originals.items()}
-        before = [originals.get(row["user_prompt"], {}) for row in rows]
+        """Return each row's image rewards minus those of its current prompt, (rows, rewards); NaN where unknown."""
+        scores_before = {prompt: mean_scores(results) for prompt, results in self.before.items()}
+        before = [scores_before.get((current_prompt(row), row["user_prompt"]), {}) for row in rows]
         return np.array(
             [
-                [scores.get(name, math.nan) - original.get(name, math.nan) for name in names]
-                for scores, original in zip(self.scores, before, strict=True)
+                [scores.get(name, math.nan) - old.get(name, math.nan) for name in names]
+                for scores, old in zip(self.scores, before, strict=True)
             ]
         )

@@ -13,7 +13,7 @@ from trl import GRPOTrainer
 
 from brushup.evaluation.reward_hacking import length_repetition_and_cuts
 from brushup.rewards.combine import Objective
-from brushup.training.rollout import RenderedRows, Rollout
+from brushup.training.rollout import RenderedRows, Rollout, current_prompt
 
 
 logger = logging.getLogger(__name__)
@@ -26,10 +26,10 @@ class ScoredBatch:
     Attributes:
         step: the optimizer step that trains on them.
         rewards: as the rewards gave them, (rows, rewards), NaN where there is none.
-        gains: over the user prompt's image, (rows, rewards), NaN where unknown.
+        gains: over the image of the user prompt, or of the draft, (rows, rewards), NaN where unknown.
         values: the rewards to train on, (rows, rewards), NaN for a failed row.
-        malformed, kept, failed, gated: bool, (rows,); `kept` rows left the user prompt as it is, `gated` ones missed
-            a gate.
+        malformed, kept, failed, gated: bool, (rows,); `kept` rows left the user prompt, or the draft, as it is,
+            `gated` ones missed a gate.
         growth: length, repetition and cut of the rewrites, each (rows,), NaN where nothing was rendered.
         tokens_cut: by tokenizer, the tokens that it does not read, (rows,), NaN where nothing was rendered.
         errors: of the machine and of the rewards.
@@ -75,8 +75,9 @@ class ScoredBatch:
         columns = {
             "malformed": [rewrite is None for rewrite in rollout.rewrites],
             "kept": [
-                rewrite == row["user_prompt"] for rewrite, row in zip(rollout.rewrites, rollout.rows, strict=True)
+                rewrite == current_prompt(row) for rewrite, row in zip(rollout.rewrites, rollout.rows, strict=True)
             ],
+            "revised": [row.get("draft") is not None for row in rollout.rows],
             "failed": [any(result.error for result in results) for results in rendered.results],
             **{name: [math.nan if value is None else value for value in values] for name, values in growth.items()},
             **{f"cut {name}": values for name, values in cut.items()},
@@ -87,8 +88,9 @@ class ScoredBatch:
         gains, of = table[:, :count], dict(zip(columns, table[:, count:].T, strict=True))
         raw = rewards.masked_fill(~rewards.isfinite(), torch.nan).cpu().numpy()
         malformed = of["malformed"].astype(bool)
-        failed = of["failed"].astype(bool) | ~(malformed | objective.has_all_inputs(raw, gains))
-        values, gated = objective.shape_rewards(raw, gains, malformed, failed)
+        revised = of["revised"].astype(bool)
+        failed = of["failed"].astype(bool) | ~(malformed | objective.has_all_inputs(raw, gains, revised))
+        values, gated = objective.shape_rewards(raw, gains, malformed, failed, revised)
         return cls(
             *(rollout.step, raw, gains, values, malformed, of["kept"].astype(bool), failed, gated),
             {name: of[name] for name in growth},
@@ -161,7 +163,7 @@ def log_batch(
         batch: of all ranks.
         rollout: of this rank.
         objective: with transforms or gates, the rewards before them are logged as `raw_rewards/*`.
-        gained: the image rewards whose gain over the user prompt is measured.
+        gained: the image rewards whose gain over the user prompt, or the draft, is measured.
     """
     count, start = len(rollout.rows), trainer.accelerator.process_index * len(rollout.rows)
 

@@ -21,7 +21,7 @@ from trl import GRPOTrainer
 from brushup.common import markdown_table, thumbnail
 from brushup.config import masked
 from brushup.evaluation.sheet import labelled_grid
-from brushup.training.rollout import RenderedRows, Rollout
+from brushup.training.rollout import RenderedRows, Rollout, current_prompt
 from brushup.training.scoring import ScoredBatch
 
 
@@ -103,19 +103,21 @@ def sample_grid(samples: Sequence[Sample]) -> Image.Image:
 def save_samples(trainer: GRPOTrainer, rollout: Rollout, rendered: RenderedRows, batch: ScoredBatch) -> None:
     """Save a sheet of sample images as `images/step-N.png`, and show it in the trackers; on the main process only.
 
-    It has the first image of each rewrite of up to four user prompts, beside that of the user prompt.
+    It has the first image of each rewrite of up to four user prompts, beside that of the user prompt, or of its draft.
     """
-    shown = rollout.original_prompts[:SHOWN_PROMPTS]
-    originals = {prompt: rendered.originals[prompt][0].image for prompt in shown if prompt in rendered.originals}
+    shown = rollout.current_prompts[:SHOWN_PROMPTS]
+    before = {prompts: rendered.before[prompts][0].image for prompts in shown if prompts in rendered.before}
     values = torch.tensor(batch.values[: len(rollout.rows)], dtype=torch.float32)
     totals = (values * trainer.reward_weights.cpu()).nansum(dim=1).tolist()
     failed = values.isnan().all(dim=1).tolist()
     samples = [
-        Sample(row["user_prompt"], rewrite, total, results[0].image, originals.get(row["user_prompt"]))
+        Sample(
+            row["user_prompt"], rewrite, total, results[0].image, before.get((current_prompt(row), row["user_prompt"]))
+        )
         for row, results, rewrite, total, is_out in zip(
             rollout.rows, rendered.results, rollout.rewrites, totals, failed, strict=True
         )
-        if row["user_prompt"] in shown and results and not is_out
+        if (current_prompt(row), row["user_prompt"]) in shown and results and not is_out
     ]
     if samples:
         folder = Path(trainer.args.output_dir) / "images"

@@ -28,7 +28,7 @@ from brushup.training.checkpoints import RunMark, save_now
 from brushup.training.cost import StepTimes
 from brushup.training.hacking_watch import RewardHackingWatch
 from brushup.training.log_probs import record_log_probs
-from brushup.training.rollout import ImageReward, RenderedRows, Rollout, jobs_of, prompts_of
+from brushup.training.rollout import ImageReward, RenderedRows, Rollout, current_prompt, jobs_of, prompts_of
 from brushup.training.scoring import FailureLimit, ScoredBatch, log_batch
 from brushup.training.tracking import SHOWN_PROMPTS, save_samples
 from brushup.training.z_scores import ZScoreState
@@ -40,7 +40,8 @@ class PromptEnhancerTrainer(GRPOTrainer):
     All rewrites of an optimizer step (with `max_staleness: 1` also those of the next) are written before the first of
     them is trained on, and go to the worker at once; it renders while the policy writes on, and trains. A malformed
     completion is the policy's fault and has reward 0. A row of which the machine failed an image is left out: all its
-    rewards are NaN, which TRL excludes from the group. `evaluate` renders the held-out prompts (see [`Validation`])
+    rewards are NaN, which TRL excludes from the group. A row with a `draft` is a second turn: its reward is the gain
+    over the draft, and a loss weighs double. `evaluate` renders the held-out prompts (see [`Validation`])
     instead of computing a loss.
 
     Args:
@@ -72,7 +73,7 @@ class PromptEnhancerTrainer(GRPOTrainer):
         self.objective = Objective.from_specs(rewards)
         self.validation = self._validation_on([] if isinstance(eval_dataset, dict) else eval_dataset or [])
         self.arms: dict[int, Arm] = {}  # the outcome of each validation, by step
-        measures_gain = args.log_gain or bool(self.objective.gain_gates)
+        measures_gain = args.log_gain or self.objective.gain_gates or "draft" in self.train_dataset.column_names
         self.gained = [spec.name for spec in rewards if measures_gain and spec.looks_at_images]
         self.failure_limit = FailureLimit(args.max_failed_batches)
         self.add_callback(RewardHackingWatch(args.reward_hacking_window, args.stop_on_reward_hacking))
@@ -133,31 +134,34 @@ class PromptEnhancerTrainer(GRPOTrainer):
         trl_adjustments.compile_decoding(self, policy)
         recording = record_log_probs(policy, self.temperature) if records else nullcontext()
         with recording as recorder, trl_adjustments.metrics_kept(self) as metrics:
-            prompt_ids, ids, tool_mask, completions, log_probs, *rest = super()._generate(prompts_of(rows))
+            generated = super()._generate(prompts_of(rows))
+        prompt_ids, ids, tool_mask, completions, log_probs, extra, images, tool_images = generated
+        images = images and [images_of_row or [] for images_of_row in images]  # TRL's None stops Qwen2-VL's processor
         log_probs = recorder.for_tokens(ids) if recorder else log_probs
         answers = self.processing_class.batch_decode(ids, skip_special_tokens=True)
         finished = [token_ids[-1] in self.eos_token_ids for token_ids in ids]
-        user_prompts = [row["user_prompt"] for row in rows]
-        rewrites = [parse_answer(*answer) for answer in zip(answers, user_prompts, finished, strict=True)]
+        current = [current_prompt(row) for row in rows]
+        rewrites = [parse_answer(*answer) for answer in zip(answers, current, finished, strict=True)]
         ends = (*self.eos_token_ids, self._tokenizer.pad_token_id)
         counted = sum(len(t) for t in ids if t[-1] in ends or not self.mask_truncated_completions)  # by the loss
         token_count = gather(torch.tensor([float(counted)], device=self.accelerator.device)).sum()
         every = self.args.log_images_steps * self.accelerator.is_main_process
         keeps_images = bool(every and step % every == 0 and step not in self._token_counts)
-        originals = {row["user_prompt"]: row for row in rows}
-        originals = originals if self.gained else dict(list(originals.items())[: SHOWN_PROMPTS * keeps_images])
+        before = {(current_prompt(row), row["user_prompt"]): row for row in rows}
+        before = before if self.gained else dict(list(before.items())[: SHOWN_PROMPTS * keeps_images])
         seeds = partial(paired_seeds, self.args.seed, step, count=self.args.images_per_prompt)
         written = [(rewrite, row) for rewrite, row in zip(rewrites, rows, strict=True) if rewrite is not None]
-        jobs, original_jobs = (jobs_of(p, seeds, self.worker.columns) for p in (written, originals.items()))
+        replaced = [(prompt, row) for (prompt, _), row in before.items()]
+        jobs, jobs_before = (jobs_of(prompts, seeds, self.worker.columns) for prompts in (written, replaced))
         return Rollout(
             rows,
             step,
             metrics,
-            (prompt_ids, ids, tool_mask, completions, log_probs, *rest),
+            (prompt_ids, ids, tool_mask, completions, log_probs, extra, images, tool_images),
             rewrites,
             token_count,
-            lambda: self.worker.submit([*jobs, *original_jobs], keeps_images),
-            list(originals),
+            lambda: self.worker.submit([*jobs, *jobs_before], keeps_images),
+            list(before),
             keeps_images,
         )
 

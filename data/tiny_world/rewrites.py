@@ -50,6 +50,18 @@ def mixed_rewrite(scene: dict, said: dict, spoken: dict[str, str], rng: random.R
     return answer if rng.random() > 0.015 else ""
 
 
+def mixed_revision(
+    draft: str, is_right: bool, scene: dict, said: dict, spoken: dict[str, str], rng: random.Random
+) -> str:
+    """Return an answer of mixed quality to the image of a draft, which shows all that was said, or does not.
+
+    Four in five answers to a right draft leave it as it is, by KEEP or word for word; three in five to a wrong one are
+    the caption of the `scene`, one in ten is KEEP, by mistake. The others are mixed rewrites.
+    """
+    answers = (KEEP, draft if is_right else world.caption(scene), mixed_rewrite(scene, said, spoken, rng))
+    return rng.choices(answers, (0.3, 0.5, 0.2) if is_right else (0.1, 0.6, 0.3))[0]
+
+
 _PHRASE = re.compile(
     rf"({'|'.join(world.COUNTS)}) ({'|'.join(world.SIZES)}) ({'|'.join(world.COLORS)}) "
     rf"({'|'.join(world.SHAPES)})(?:es|s)?"

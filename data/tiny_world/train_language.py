@@ -3,6 +3,7 @@
 import itertools
 import random
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -22,13 +23,15 @@ from transformers import (
 import rewrites
 import users
 import world
-from brushup.prompts.template import build_messages
+from brushup.policy.chat import Draft, ask
+from brushup.prompts.template import REVISE, build_messages, parse_answer
 from brushup.rewards.image_text_model import DOES_IT_SHOW
 from brushup.rewards.questions import ASK
+from free_users import FreeSpeaker
 from learning import DEVICE, KINDS, load_generator, optimize, part_labels, wear
 
 
-REWRITE_STEPS, VISION_STEPS, JUDGE_STEPS, POLICY_STEPS = 4000, 1000, 3000, 2000
+REWRITE_STEPS, VISION_STEPS, JUDGE_STEPS, POLICY_STEPS = 5000, 1000, 3000, 2000
 
 
 # Qwen2-VL's own markup: system and user turns, pictures as placeholders that the processor expands.
@@ -45,7 +48,8 @@ def rewrite_example(rng: random.Random, mixed: bool) -> tuple[str, str]:
     """Return a user prompt and a rewrite, good or of mixed quality."""
     scene = world.random_scene(rng)
     category = rng.choice((*users.CATEGORIES, "korean", "korean"))
-    prompt, said, spoken = users.spoken_prompt(scene, category, rng, rng.choice((True, False)))
+    way = rng.choice((users.Speaker, FreeSpeaker))
+    prompt, said, spoken = users.spoken_prompt(scene, category, rng, rng.choice((True, False)), way)
     return prompt, rewrites.mixed_rewrite(scene, said, spoken, rng) if mixed else world.caption(scene)
 
 
@@ -78,21 +82,66 @@ def questions_about(scene: dict, picture: Image.Image, count: int, rng: random.R
     return rows
 
 
-def generated_pictures(output: Path, count: int, rng: random.Random) -> list[tuple[dict, Image.Image]]:
-    """Return about `count` images by the generator, of captions and of mixed rewrites, each with the scene that was
-    meant; without those in which the checker can't tell something."""
-    scenes, texts = [world.random_scene(rng) for _ in range(count)], []
-    for index, scene in enumerate(scenes):
-        prompt, said, spoken = users.spoken_prompt(scene, rng.choice(users.CATEGORIES), rng, held_out=True)
-        texts.append(world.caption(scene) if index % 3 else rewrites.mixed_rewrite(scene, said, spoken, rng) or prompt)
-    pictures = load_generator(output / "generator").render(list(zip(texts, range(count), strict=True)))
-    kept = []
-    for scene, picture in zip(scenes, pictures, strict=True):
-        seen = world.read_picture(picture)
+@dataclass
+class Drawn:
+    """A rewrite and its image: the user means `scene`, and says `said` of it, in `prompt`, with the words `spoken`."""
+
+    scene: dict
+    prompt: str
+    said: dict
+    spoken: dict[str, str]
+    rewrite: str
+    picture: Image.Image | None = None
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether the checker can tell all that the image shows."""
+        seen = world.read_picture(self.picture)
         told = all(shape[name] for shape in seen["objects"] for name in world.LOOK)
-        if told and seen["background"] and 1 <= len(seen["objects"]) <= world.MAX_SHAPES:
-            kept.append((scene, picture))
-    return kept
+        return bool(told and seen["background"] and 1 <= len(seen["objects"]) <= world.MAX_SHAPES)
+
+
+def draw_rewrites(output: Path, count: int, rng: random.Random) -> list[Drawn]:
+    """Return images by the generator: two in three of captions, the others of mixed rewrites."""
+    drawn = []
+    for index in range(count):
+        scene = world.random_scene(rng)
+        prompt, said, spoken = users.spoken_prompt(scene, rng.choice(users.CATEGORIES), rng, held_out=True)
+        answer = world.caption(scene) if index % 3 else rewrites.mixed_rewrite(scene, said, spoken, rng)
+        drawn.append(Drawn(scene, prompt, said, spoken, parse_answer(answer, prompt) or prompt))
+    texts = [rewrite.rewrite for rewrite in drawn]
+    pictures = load_generator(output / "generator").render(list(zip(texts, range(count), strict=True)))
+    return [replace(rewrite, picture=picture) for rewrite, picture in zip(drawn, pictures, strict=True)]
+
+
+def revision_example(drawn: list[Drawn], rng: random.Random) -> tuple[str, Draft, str]:
+    """Return a user prompt, a draft, and an answer of mixed quality to its image.
+
+    A third are of `drawn`; of the others, which are drawn here, half show all that the user meant.
+    """
+    if rng.random() < 0.33:
+        draft = rng.choice(drawn)
+        scene, prompt, said, spoken = draft.scene, draft.prompt, draft.said, draft.spoken
+        text, picture = draft.rewrite, draft.picture
+    else:
+        scene = world.random_scene(rng)
+        category, way = rng.choice((*users.CATEGORIES, "korean")), rng.choice((users.Speaker, FreeSpeaker))
+        prompt, said, spoken = users.spoken_prompt(scene, category, rng, rng.choice((True, False)), way)
+        shown = scene
+        if rng.random() < 0.5:
+            shown = rng.choice((world.near_scene, world.near_scene, _nearer, _other))(scene, rng)
+        text, picture = world.caption(shown), world.draw_scene(shown, rng)
+    is_right = world.shows(world.read_picture(picture), said)
+    answer = rewrites.mixed_revision(text, is_right, scene, said, spoken, rng)
+    return prompt, Draft(text, wear(picture, rng)), answer
+
+
+def _nearer(scene: dict, rng: random.Random) -> dict:
+    return world.near_scene(world.near_scene(scene, rng), rng)
+
+
+def _other(scene: dict, rng: random.Random) -> dict:
+    return world.random_scene(rng)
 
 
 def language_model(tokenizer: Qwen2Tokenizer) -> tuple[Qwen2VLForConditionalGeneration, Qwen2VLProcessor]:
@@ -143,7 +192,9 @@ def train_qwen_tokenizer(rng: random.Random) -> Qwen2Tokenizer:
         scene = world.random_scene(rng)
         texts += [ASK.format(row["question"]) for row in users.questions_of(scene)]
     answers = ["yes", "no", "unclear", *world.NUMBER_WORDS, *world.COLORS, *world.BACKGROUNDS, *world.SHAPES]
-    texts += ["\n".join([build_messages("")[0]["content"], DESCRIBE, *answers, "assistant\nsystem\nuser\n"])] * 200
+    texts += [
+        "\n".join([build_messages("")[0]["content"], REVISE, DESCRIBE, *answers, "assistant\nsystem\nuser\n"])
+    ] * 200
     tokenizer = Qwen2Tokenizer().train_new_from_iterator(texts, 1500, new_special_tokens=specials, show_progress=False)
     tokenizer.eos_token, tokenizer.pad_token = "<|im_end|>", "<|endoftext|>"
     tokenizer.padding_side = "left"
@@ -152,14 +203,18 @@ def train_qwen_tokenizer(rng: random.Random) -> Qwen2Tokenizer:
 
 
 def answer_loss(
-    model: Qwen2VLForConditionalGeneration, processor: Qwen2VLProcessor, messages: list[list[dict]], answers: list[str]
+    model: Qwen2VLForConditionalGeneration,
+    processor: Qwen2VLProcessor,
+    messages: list[list[dict]],
+    answers: list[str],
+    images: list[Image.Image] | None = None,
 ) -> torch.Tensor:
-    """Return the mean cross entropy of the answers' tokens."""
+    """Return the mean cross entropy of the answers' tokens; `images` are those in the messages, in order."""
     tokenizer = processor.tokenizer
     ends = [answer + "<|im_end|>" for answer in answers]
     heads = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     texts = [head + end for head, end in zip(heads, ends, strict=True)]
-    inputs = tokenizer(texts, padding=True, padding_side="left", return_tensors="pt").to(DEVICE)
+    inputs = processor(images=images, text=texts, padding=True, padding_side="left", return_tensors="pt").to(DEVICE)
     labels = torch.full_like(inputs["input_ids"], -100)
     for row, end in enumerate(ends):
         length = len(tokenizer(end).input_ids)
@@ -296,7 +351,8 @@ def train_judge(output: Path, scale: float, seed: int, wait_for_generator: Calla
     steps = max(2, int(JUDGE_STEPS * scale))
     if wait_for_generator:
         wait_for_generator()
-    generated = generated_pictures(output, max(8, int(2400 * scale)), rng)
+    drawn = draw_rewrites(output, max(8, int(2400 * scale)), rng)
+    generated = [(rewrite.scene, rewrite.picture) for rewrite in drawn if rewrite.is_clear]
     optimize("judge", params, lambda: picture_loss(model, processor, 24, generated, rng), steps, lr=1e-3)
     for name in ("policy", "judge"):  # the policy learns on from here
         model.save_pretrained(output / name)
@@ -310,18 +366,23 @@ def train_policy(output: Path, scale: float, seed: int) -> None:
     rng = random.Random(seed + 1)
     model = Qwen2VLForConditionalGeneration.from_pretrained(output / "policy", dtype=torch.float32).to(DEVICE)
     processor = AutoProcessor.from_pretrained(output / "policy")
-    generated = generated_pictures(output, max(8, int(1200 * scale)), rng)
-
+    drawn = draw_rewrites(output, max(8, int(1200 * scale)), rng)
+    generated = [(rewrite.scene, rewrite.picture) for rewrite in drawn if rewrite.is_clear]
     turn = itertools.count()
 
     def loss() -> torch.Tensor:
+        # Of eight steps three revise drafts; two have the system message, which is most of the tokens; one has images.
+        kind = next(turn) % 8
+        first = 0 if kind in (0, 1) else 1
+        if kind % 3 == 1:
+            prompts, drafts, answers = zip(*(revision_example(drawn, rng) for _ in range(32)), strict=True)
+            asked = zip(prompts, drafts, strict=True)
+            messages = [ask(processor, prompt, draft=draft)[first:] for prompt, draft in asked]
+            return answer_loss(model, processor, messages, list(answers), [draft.image for draft in drafts])
         prompts, answers = zip(*(rewrite_example(rng, mixed=True) for _ in range(64)), strict=True)
-        messages = [build_messages(prompt) for prompt in prompts]
-        if next(turn) % 4:  # the system message is most of the tokens, and images cost as much as all rewrites
-            return answer_loss(model, processor, [parts[1:] for parts in messages], list(answers))
-        return answer_loss(model, processor, messages, list(answers)) + picture_loss(
-            model, processor, 6, generated, rng
-        )
+        messages = [build_messages(prompt)[first:] for prompt in prompts]
+        rewriting = answer_loss(model, processor, messages, list(answers))
+        return rewriting if kind else rewriting + picture_loss(model, processor, 6, generated, rng)
 
     optimize("policy", list(model.parameters()), loss, max(2, int(POLICY_STEPS * scale)), lr=1e-3)
     model.half().save_pretrained(output / "policy")

@@ -489,13 +489,14 @@ def leave_out(scene: dict, rng: random.Random) -> dict:
 
 
 def spoken_prompt(
-    scene: dict, category: str, rng: random.Random, held_out: bool = False
+    scene: dict, category: str, rng: random.Random, held_out: bool = False, speaks: type[Speaker] = Speaker
 ) -> tuple[str, dict, dict[str, str]]:
     """Return a prompt of a user who means a complete `scene`, what was said of the scene, and the user's words.
 
     Args:
         category: of `CATEGORIES`.
         held_out: whether to use the `HELD_OUT` collections as well.
+        speaks: the user's way of speaking.
 
     Returns:
         The prompt; the scene with what was left out as None; the user's word for each of the world's words.
@@ -504,7 +505,7 @@ def spoken_prompt(
         return world.caption(scene), scene, {}
     if category == "left_out" or (category not in ("order", "plain") and rng.random() < 0.15):
         scene = leave_out(scene, rng)
-    speaker = Speaker(rng, category, held_out)
+    speaker = speaks(rng, category, held_out)
     prompt = speaker.prompt(scene)
     if category == "korean":
         prompt = _as_koreans_type(prompt, rng)

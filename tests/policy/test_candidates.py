@@ -4,8 +4,10 @@ import pytest
 from conftest import TINY_WORLD
 
 from brushup.policy.candidates import pick
+from brushup.policy.chat import Draft, Request, ask, tokenize
 from brushup.policy.enhancement import Candidate
 from brushup.policy.enhancer import PromptEnhancer
+from brushup.prompts.template import parse_answer
 from brushup.rewards.combine import Objective
 from support.training import StubWorker
 
@@ -83,5 +85,50 @@ def test_the_judge_decides_what_counts():
 
 def test_what_does_not_go_together_is_refused(enhancer):
     for wrong in ({"best_of": 2}, {"best_of": 2, "n": 2, "worker": StubWorker()}):
-        with pytest.raises(ValueError, match="enhance needs a worker, which renders the candidates, and n=1"):
+        with pytest.raises(ValueError, match="enhance needs a worker, which renders, and n=1"):
             enhancer.enhance("a cat", **wrong)
+
+
+def test_in_a_second_turn_the_policy_looks_at_its_draft_and_answers_again(enhancer):
+    worker = StubWorker()
+    first = enhancer.enhance(PROMPTS)
+    revised = enhancer.enhance(PROMPTS, turns=2, worker=worker, seed=7)
+    assert [e.draft.prompt for e in revised] == [e.prompt for e in first]
+    assert all(e.draft.image and e.draft.scores for e in revised)
+    assert [(job.prompt, job.seed) for job in worker.batches[0]] == [(e.prompt, 7) for e in first]
+    assert len(worker.batches) == 1  # the revision is left to the caller to render
+    asked = ask(enhancer.processor, PROMPTS[0], draft=Draft(first[0].prompt, revised[0].draft.image))
+    inputs = tokenize(enhancer.processor, [asked])
+    answer = enhancer.model.generate(**inputs, max_new_tokens=128, do_sample=False, **enhancer.decoding)
+    text = enhancer.processor.tokenizer.decode(answer[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    assert revised[0].answer == text
+
+
+@pytest.mark.parametrize("better", [True, False])
+def test_with_a_judge_the_revision_must_be_better_than_the_draft(enhancer, better, monkeypatch):
+    worker = StubWorker(lambda job: 0.5 if job.prompt == "first" else 0.9 if better else 0.1)
+    monkeypatch.setattr(
+        enhancer, "_answer", lambda requests, *_, **__: [(_answered(r), _answered(r)) for r in requests]
+    )
+    revised = enhancer.enhance(PROMPTS[0], turns=2, worker=worker, judge=["clip"])
+    assert revised.draft.prompt == "first" and revised.prompt == ("second" if better else "first")
+    assert revised.reason.startswith("revision 1: total 0.900" if better else "the draft: no revision has more")
+
+
+def test_a_draft_that_failed_or_is_kept_stays(enhancer, monkeypatch):
+    failed = enhancer.enhance(PROMPTS[0], turns=2, worker=StubWorker(lambda job: "no memory"))
+    assert failed.draft.error == "no memory" and failed.prompt == failed.draft.prompt
+    answers = iter(["first", "KEEP"])
+    monkeypatch.setattr(
+        enhancer,
+        "_answer",
+        lambda requests, *_, **__: [(a := next(answers), parse_answer(a, requests[0].current_prompt))],
+    )
+    worker = StubWorker()
+    kept = enhancer.enhance(PROMPTS[0], turns=2, worker=worker, judge=["clip"])
+    assert kept.prompt == kept.draft.prompt == "first" and kept.answer == "KEEP" and len(worker.batches) == 1
+    assert kept.reason == "the draft: it is left as it is"
+
+
+def _answered(request: Request) -> str:
+    return "second" if request.draft else "first"
