@@ -11,7 +11,8 @@ read as in training, with the images in its column `image`. As text, each rewrit
 with `user_prompt`, `prompt`, `malformed`, `answer` and, with `--render`, `seed` and `images`, the two files. `--render
 DIR` renders the user's prompt and each rewrite from the same seed, with the generator of a run's YAML file. `--best_of
 N` renders the prompt and N rewrites of it, and the rewards of that file, or those of `--judge`, pick one; JSON Lines
-then have `reason` and `candidates`, too. Notes go to standard error.
+then have `reason` and `candidates`, too. With `--turns 2` the policy looks at the image of its rewrite, the `draft`, and
+revises it; with `--judge`, too, a revision must be better than its draft. Notes go to standard error.
 """
 
 import argparse
@@ -51,13 +52,17 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--render", metavar="DIR", help="render both versions; needs --config")
     parser.add_argument("--best_of", type=int, default=1, help="rewrites to pick the best from; needs --config")
+    parser.add_argument(
+        "--turns", type=int, choices=[1, 2], default=1, help="2: the policy looks at its draft; needs --config"
+    )
     parser.add_argument("--judge", nargs="+", help="image rewards that pick; default: those of the YAML file")
     parser.add_argument("--config", help="a run's YAML file, for its generator and its rewards")
     arguments = parser.parse_args()
-    if bool(arguments.render or arguments.best_of > 1) != bool(arguments.config):
-        parser.error("--config YAML goes with --render DIR or --best_of N: the YAML file names the generator")
-    if arguments.judge and arguments.best_of == 1 or arguments.best_of > 1 and arguments.n > 1:
-        parser.error("--judge needs --best_of N, which gives one rewrite and goes without --n")
+    looks = max(arguments.best_of, arguments.turns) > 1
+    if bool(arguments.render or looks) != bool(arguments.config):
+        parser.error("--config YAML goes with --render DIR, --best_of N or --turns 2: it names the generator")
+    if (arguments.judge and not looks) or (looks and arguments.n > 1):
+        parser.error("--judge needs --best_of N or --turns 2, which give one rewrite and go without --n")
     if arguments.prompts and arguments.file:
         parser.error("prompts come from the arguments or from --file, not from both")
     for name, (least, most) in RANGES.items():
@@ -169,9 +174,10 @@ def render_pairs(
         For each enhancement its files, by `original` and `rewrite`; None for an image that failed.
     """
     prompts = [prompt for enhancement in enhancements for prompt in (enhancement.user_prompt, enhancement.prompt)]
-    if enhancements[0].candidates:
-        seen = {(e.user_prompt, found.prompt): found for e in enhancements for found in e.candidates}
-        judged = [seen[e.user_prompt, prompt] for e in enhancements for prompt in (e.user_prompt, e.prompt)]
+    seen = {(e.user_prompt, found.prompt): found for e in enhancements for found in e.candidates}
+    wanted = [(e.user_prompt, prompt) for e in enhancements for prompt in (e.user_prompt, e.prompt)]
+    if set(wanted) <= set(seen):
+        judged = [seen[prompts] for prompts in wanted]
         images = iter([found.image or RenderFailure(found.error) for found in judged])
     else:
         with progress("loading the generator"):
@@ -194,6 +200,35 @@ def render_pairs(
     return pairs
 
 
+def write_out(
+    enhancements: list[Enhancement], images: list[dict[str, str | None]] | None, arguments: argparse.Namespace
+) -> None:
+    """Print each rewrite, as text or JSON, and what there is to note of it on standard error."""
+    for number, enhancement in enumerate(enhancements):
+        if enhancement.malformed:
+            print(f"malformed answer to {enhancement.user_prompt!r}: the prompt stays as it is", file=sys.stderr)
+        if enhancement.reason:
+            print(f"{enhancement.user_prompt!r}: picked {enhancement.reason}", file=sys.stderr)
+        elif enhancement.draft:
+            did = "keeps" if enhancement.prompt == enhancement.draft.prompt else "revises"
+            print(
+                f"{enhancement.user_prompt!r}: the policy {did} its draft {enhancement.draft.prompt!r}",
+                file=sys.stderr,
+            )
+        elif enhancement.kept:
+            print(f"{enhancement.user_prompt!r} is kept: the model has nothing to improve", file=sys.stderr)
+        if arguments.format == "text":
+            print(enhancement.prompt)
+        else:
+            row = {name: vars(enhancement)[name] for name in ("user_prompt", "prompt", "malformed", "answer")}
+            row |= {"seed": arguments.seed, "images": images[number]} if images else {}
+            row |= {"draft": enhancement.draft.prompt} if enhancement.draft else {}
+            if enhancement.candidates:
+                found = [{"prompt": c.prompt, "scores": c.scores, "error": c.error} for c in enhancement.candidates]
+                row |= {"reason": enhancement.reason, "candidates": found}
+            print(json.dumps(row, ensure_ascii=False))
+
+
 def main(arguments: argparse.Namespace) -> None:
     # All but the models is checked before a model is loaded.
     render, config, weights = load_configs(arguments.config) if arguments.config else (None, None, None)
@@ -210,11 +245,12 @@ def main(arguments: argparse.Namespace) -> None:
     with progress(f"loading {arguments.model}"):
         enhancer = PromptEnhancer.from_pretrained(arguments.model, arguments.device, arguments.dtype)
     picking = {}
-    if arguments.best_of > 1:
+    if max(arguments.best_of, arguments.turns) > 1:
         with progress("loading the generator and the judge"):
             worker, judge = load_judge(render, config, weights, arguments.judge)
-        picking = {"best_of": arguments.best_of, "worker": worker, "judge": judge}
-        if not set(judge.names) - set(config.reward_funcs):
+        picking = {"best_of": arguments.best_of, "turns": arguments.turns, "worker": worker}
+        picking |= {"judge": judge} if arguments.best_of > 1 or arguments.judge else {}
+        if "judge" in picking and not set(judge.names) - set(config.reward_funcs):
             chosen = ", ".join(judge.names)
             print(
                 f"{chosen}: rewards of the training alone pick, which flatter it; --judge takes others",
@@ -233,22 +269,7 @@ def main(arguments: argparse.Namespace) -> None:
         )
     enhancements = list(itertools.chain.from_iterable(rewritten)) if arguments.n > 1 else rewritten
     images = render_pairs(enhancements, render, Path(arguments.render), arguments.seed) if arguments.render else None
-    for number, enhancement in enumerate(enhancements):
-        if enhancement.malformed:
-            print(f"malformed answer to {enhancement.user_prompt!r}: the prompt stays as it is", file=sys.stderr)
-        if enhancement.reason:
-            print(f"{enhancement.user_prompt!r}: picked {enhancement.reason}", file=sys.stderr)
-        elif enhancement.kept:
-            print(f"{enhancement.user_prompt!r} is kept: the model has nothing to improve", file=sys.stderr)
-        if arguments.format == "text":
-            print(enhancement.prompt)
-        else:
-            row = {name: vars(enhancement)[name] for name in ("user_prompt", "prompt", "malformed", "answer")}
-            row |= {"seed": arguments.seed, "images": images[number]} if images else {}
-            if enhancement.candidates:
-                found = [{"prompt": c.prompt, "scores": c.scores, "error": c.error} for c in enhancement.candidates]
-                row |= {"reason": enhancement.reason, "candidates": found}
-            print(json.dumps(row, ensure_ascii=False))
+    write_out(enhancements, images, arguments)
 
 
 if __name__ == "__main__":

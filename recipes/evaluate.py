@@ -9,7 +9,7 @@ it is as long as the trained rewrite), `untrained` (the policy before training),
 `output_dir`, or `--adapter A B`, adapters or models, compared with each other too; `best_of_8 untrained` and
 `best_of_8 trained` (of `--best_of 8` rewrites the one with the highest reward); and `oracle trained` (the better of
 `original` and `trained`). `--turns 2` adds `revised trained`, whose policy has looked at the image of its
-rewrite, and `draft_or_revised trained`, the better of the two by the reward. docs/results.md says more.
+rewrite, and `draft_or_revised trained`, the better of both by the reward. docs/results.md says more.
 
 `--validation_prompts` takes other prompts, `--validation_images_per_prompt 4` more seeds a prompt,
 `--eval_reward_funcs keyword_retention` rewards that the policy was not trained on, `--worker http://...` a service.
@@ -255,7 +255,7 @@ def compare_arms(
     results = Results.compare(
         arms,
         validation.measures,
-        trained,
+        [*trained, *(name for name in arms if name.startswith("revised "))],
         validation=before.validation,
         images_drawn=sum(cost["images_drawn"] for cost in costs.values()),
         reward_hacking=before.reward_hacking | {"held_out": signs},

@@ -170,9 +170,7 @@ class PromptEnhancer:
         """
         user_prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         images = list(image) if isinstance(image, Sequence) else [image] * len(user_prompts)
-        if max(best_of, turns) > 1 and (n > 1 or worker is None):
-            raise ValueError("enhance needs a worker, which renders, and n=1, for best_of several or for two turns")
-        self._check(user_prompts, images, n, turns)
+        self._check(user_prompts, images, n, best_of, turns, worker)
         requests = [Request(*pair) for pair in zip(user_prompts, images, strict=True)]
         write = functools.partial(self._write, max_new_tokens=max_new_tokens, seed=seed, batch_size=batch_size)
         if best_of > 1:
@@ -249,7 +247,15 @@ class PromptEnhancer:
         self.model.train(was_training)
         return enhancements
 
-    def _check(self, user_prompts: list[str], images: list[Image.Image | None], n: int, turns: int) -> None:
+    def _check(
+        self,
+        user_prompts: list[str],
+        images: list[Image.Image | None],
+        n: int,
+        best_of: int,
+        turns: int,
+        worker: Worker | None,
+    ) -> None:
         """Raise a ValueError if `enhance` cannot work with these."""
         empty = sum(not user_prompt.strip() for user_prompt in user_prompts)
         if n < 1 or len(images) != len(user_prompts) or empty:
@@ -257,6 +263,8 @@ class PromptEnhancer:
                 f"enhance needs n >= 1, prompts that are not empty, and an image for every prompt or for none; got "
                 f"n={n}, {len(user_prompts)} prompts ({empty} empty), {len(images)} images"
             )
+        if max(best_of, turns) > 1 and (n > 1 or worker is None):
+            raise ValueError("enhance needs a worker, which renders, and n=1, for best_of several or for two turns")
         if (any(images) or turns > 1) and not isinstance(self.processor, ProcessorMixin):
             raise ValueError("this policy reads text only: leave `image` out, and take turns=1")
 

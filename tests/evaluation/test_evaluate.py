@@ -58,17 +58,21 @@ def evaluated(tmp_path_factory):
             *("--transfer_render_kwargs", json.dumps(call)),
             *("--adapter", str(folder / "left"), str(folder / "right"), "--output_dir", str(folder / "out")),
             *("--validation_prompts", str(prompts), "--validation_images_per_prompt", "2"),
-            *("--eval_reward_funcs", "keyword_retention", "--best_of", "2"),
+            *("--eval_reward_funcs", "keyword_retention", "--best_of", "2", "--turns", "2"),
         ]
     )
     return folder, done.stdout
 
 
+KINDS = ("", "best_of_2 ", "revised ", "draft_or_revised ")
+
+
 def test_arms_and_what_is_said_of_them(evaluated):
     results = Results.load(evaluated[0] / "out")
     assert list(results.arms) == [
-        *("original", "static", "repeat", "untrained", "best_of_2 untrained"),
-        *("left", "best_of_2 left", "right", "best_of_2 right", "oracle left", "oracle right"),
+        *("original", "static", "repeat"),
+        *(kind + name for name in ("untrained", "left", "right") for kind in KINDS),
+        *("oracle left", "oracle right"),
     ]
     for arm in results.arms.values():
         assert set(arm["rewards"]) == {"clip", "questions", "keyword_retention"} and arm["n"] == 12
@@ -83,8 +87,14 @@ def test_arms_and_what_is_said_of_them(evaluated):
     for policy in ("untrained", "left", "right"):
         best = results.arms[f"best_of_2 {policy}"]
         assert best["reward"] >= results.arms[policy]["reward"] and best["images_drawn"] <= 24
+        revised, either = (results.arms[f"{kind} {policy}"] for kind in ("revised", "draft_or_revised"))
+        assert (
+            12 <= revised["images_drawn"] <= 12 + 24 and either["images_drawn"] == 0
+        )  # the drafts, and the revisions
+        assert either["reward"] >= max(revised["reward"], results.arms[policy]["reward"])
     chosen = [name for name, arm in results.arms.items() if arm["chosen_by_reward"]]
-    assert chosen == [name for name in results.arms if name.startswith(("best_of_2 ", "oracle "))]
+    assert chosen == [name for name in results.arms if name.startswith(("best_of_2 ", "draft_or_revised ", "oracle "))]
+    assert {"revised left - left", "revised left - best_of_2 left"} <= set(results.differences)
     oracle = results.arms["oracle left"]
     assert oracle["images_drawn"] == 0 and oracle["harmed"] == 0.0
     assert oracle["reward"] >= max(original["reward"], results.arms["left"]["reward"])

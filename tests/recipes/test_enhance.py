@@ -99,6 +99,21 @@ def test_the_best_of_several_is_picked_and_said(enhance, tmp_path):
     assert "judge: repetition: name rewards that look at one image" in error and not output
 
 
+def test_the_policy_looks_at_its_draft_and_a_judge_compares_the_two(enhance, rewrites):
+    looking = ("--config", "recipes/tiny_cpu.yaml", "--turns", "2", "--format", "jsonl")
+    output, error = enhance(*PROMPTS, *looking)
+    alone = [json.loads(line) for line in output.splitlines()]
+    assert [row["draft"] for row in alone] == rewrites, error
+    for row in alone:
+        verb = "keeps" if row["prompt"] == row["draft"] else "revises"
+        assert f"{row['user_prompt']!r}: the policy {verb} its draft {row['draft']!r}" in error or row["malformed"]
+    output, error = enhance(*PROMPTS, *looking, "--judge", "clip")
+    for row, before in zip(map(json.loads, output.splitlines()), alone, strict=True):
+        assert row["prompt"] in (row["draft"], before["prompt"]) and row["reason"] in error
+        scores = {found["prompt"]: found["scores"]["clip"] for found in row.get("candidates", [])}
+        assert not scores or scores[row["prompt"]] == max(scores.values())
+
+
 def test_the_columns_of_a_file(enhance, rewrites, tmp_path):
     """`--prompt_column` names the prompts; an image beside one reaches the policy, as in training."""
     Image.new("RGB", (64, 64), "blue").save(tmp_path / "blue.png")
@@ -129,15 +144,16 @@ def test_a_few_images_are_rendered_without_compiling(monkeypatch):
         (["a cat", "--file", "prompts.txt"], "prompts come from the arguments or from --file, not from both"),
         (["--file", "no/such.txt"], "no/such.txt: no such prompt file"),
         (["--file", "docs/demo.png"], "docs/demo.png:1: the byte 0x89 is not UTF-8"),
-        (["a cat", "--render", "images"], "--config YAML goes with --render DIR or --best_of N"),
+        (["a cat", "--render", "images"], "--config YAML goes with --render DIR, --best_of N"),
         (["a cat", "--render", "images", "--config", "nope.yaml"], "--config nope.yaml: No such file or directory"),
         (["a cat", "--render", "images", "--config", "README.md"], "README.md: "),
         (["a cat", "--render", "images", "--config", ".pre-commit-config.yaml"], "there is no key `generator`"),
         (["a cat", "--image", "README.md"], "README.md: no image that can be read"),
         (["a cat", "--device", "xpu:99"], "--device xpu:99: this machine has none"),
         (["a cat", "--dtype", "float33"], "argument --dtype: invalid choice: 'float33'"),
-        (["a cat", "--best_of", "2"], "--config YAML goes with --render DIR or --best_of N"),
-        (["a cat", "--best_of", "2", "--n", "2", "--config", "a.yaml"], "--judge needs --best_of N"),
+        (["a cat", "--best_of", "2"], "--config YAML goes with --render DIR, --best_of N"),
+        (["a cat", "--best_of", "2", "--n", "2", "--config", "a.yaml"], "--judge needs --best_of N or --turns 2"),
+        (["a cat", "--turns", "2"], "--config YAML goes with --render DIR, --best_of N or --turns 2"),
         (["a cat", "--n", "0"], "--n 0: must be >= 1"),
         (["a cat", "--temperature", "nan"], "--temperature nan: must be >= 0"),
         (["a cat", "--seed", "-1"], "--seed -1: must be from 0 to"),

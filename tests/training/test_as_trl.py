@@ -59,7 +59,7 @@ def test_rows_that_are_not_from_load_prompts_are_refused(tmp_path):
 def test_vllm_with_images_is_refused(tmp_path):
     rows = load_prompts(str(TINY_WORLD / "train.jsonl")).select(range(8))
     rows = rows.add_column("image", [None] * 8)
-    with pytest.raises(ValueError, match="use_vllm: TRL 1.16 hands vLLM .* leave the column `image` out"):
+    with pytest.raises(ValueError, match="use_vllm: TRL 1.16 hands vLLM .* leave the columns `image` and `draft` out"):
         make_trainer(tmp_path, StubWorker(), use_vllm=True, trainer_arguments={"train_dataset": rows})
 
 
