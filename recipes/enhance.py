@@ -11,8 +11,8 @@ read as in training, with the images in its column `image`. As text, each rewrit
 with `user_prompt`, `prompt`, `malformed`, `answer` and, with `--render`, `seed` and `images`, the two files. `--render
 DIR` renders the user's prompt and each rewrite from the same seed, with the generator of a run's YAML file. `--best_of
 N` renders the prompt and N rewrites of it, and the rewards of that file, or those of `--judge`, pick one; JSON Lines
-then have `reason` and `candidates`, too. With `--turns 2` the policy looks at the image of its rewrite, the `draft`, and
-revises it; with `--judge`, too, a revision must be better than its draft. Notes go to standard error.
+then have `reason` and `candidates`, too. With `--turns 2` the policy looks at the image of its rewrite, the `draft`,
+and revises it; with `--judge`, too, a revision must be better than its draft. Notes go to standard error.
 """
 
 import argparse

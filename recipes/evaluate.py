@@ -9,7 +9,7 @@ it is as long as the trained rewrite), `untrained` (the policy before training),
 `output_dir`, or `--adapter A B`, adapters or models, compared with each other too; `best_of_8 untrained` and
 `best_of_8 trained` (of `--best_of 8` rewrites the one with the highest reward); and `oracle trained` (the better of
 `original` and `trained`). `--turns 2` adds `revised trained`, whose policy has looked at the image of its
-rewrite, and `draft_or_revised trained`, the better of both by the reward. docs/results.md says more.
+rewrite, and `best_turn trained`, the better of both by the reward. docs/results.md says more.
 
 `--validation_prompts` takes other prompts, `--validation_images_per_prompt 4` more seeds a prompt,
 `--eval_reward_funcs keyword_retention` rewards that the policy was not trained on, `--worker http://...` a service.
@@ -190,7 +190,7 @@ def ways_of_prompting(
         if args.turns > 1:
             revised = validation.render_rewrites(validation.revise(enhancer, arm))
             yield f"revised {name}", revised
-            yield f"draft_or_revised {name}", arm.with_better(revised, range(len(validation.rows)))
+            yield f"best_turn {name}", arm.with_better(revised, range(len(validation.rows)))
         if name != "untrained":
             trained[name] = arm
     repeated = repeat_to_length(validation.original, list(trained.values()))
@@ -262,7 +262,7 @@ def compare_arms(
         settings=before.settings,
     )
     for name, cost in costs.items():
-        is_chosen = name.startswith(("best_of_", "draft_or_revised ", "oracle "))
+        is_chosen = name.startswith(("best_of_", "best_turn ", "oracle "))
         results.arms[name] |= cost | {"chosen_by_reward": is_chosen}
     return results
 

@@ -50,7 +50,8 @@ def write_report(folder: Path, results: Results, arms: dict[str, Arm], rows: Seq
     )
     environment.filters |= {"number": _number}
     gains, transferred = marked_differences(results), transferred_results(results)
-    arms = {name: arm for name, arm in arms.items() if not name.startswith("oracle ")}  # no images of its own
+    chosen = ("oracle ", "best_turn ")  # among other arms' images
+    arms = {name: arm for name, arm in arms.items() if not name.startswith(chosen)}
     lines = -(-len(arms) // FIGURES_A_LINE)
     page = environment.get_template("report.html.jinja").render(
         results=results.for_others(),
@@ -138,7 +139,7 @@ def arms_table(results: Results) -> list[list[str]]:
 
 
 def group_table(results: Results, column: str) -> list[list[str]]:
-    """Return the figures of each arm, if the reward did not choose its images, and the gains of the trained policies.
+    """Return the figures of each arm of one turn, unless the reward chose its images, and the trained policies' gains.
 
     Args:
         column: "category" or "difficulty" of the prompts: the total reward; or "skill": each part of a reward.
@@ -147,6 +148,7 @@ def group_table(results: Results, column: str) -> list[list[str]]:
         A row for each value of the column below the header, which is alone if there is none.
     """
     arms = {name: arm for name, arm in results.arms.items() if not arm.get("chosen_by_reward")}
+    arms = {name: arm for name, arm in arms.items() if not name.startswith("revised ")}  # too wide with them
     groups = {name: arm.get(f"by_{column}", {}) for name, arm in arms.items()}
     gains = {
         name: gain.get(f"by_{column}", {})

@@ -30,13 +30,15 @@ SHOWN_PROMPTS = 4  # user prompts on each sheet of sample images
 
 @dataclass
 class Sample:
-    """A rewrite with its image and reward, and the image of the user prompt from the same seed (None: it failed)."""
+    """A rewrite with its image and reward, and the image of the user prompt, or of the `draft` that it revises, from
+    the same seed (None: it failed)."""
 
     user_prompt: str
     rewrite: str
     reward: float
     image: Image.Image
     original: Image.Image | None
+    draft: str | None = None
 
 
 def check_trackers(report_to: list[str]) -> None:
@@ -95,7 +97,8 @@ def sample_grid(samples: Sequence[Sample]) -> Image.Image:
     rows: dict[str, list[tuple[Image.Image, str]]] = {}
     for sample in samples:
         if sample.user_prompt not in rows:
-            rows[sample.user_prompt] = [(sample.original, "original")] if sample.original else []
+            before = f"draft: {sample.draft}" if sample.draft else "original"
+            rows[sample.user_prompt] = [(sample.original, before)] if sample.original else []
         rows[sample.user_prompt].append((sample.image, f"{sample.reward:.2f}  {sample.rewrite}"))
     return labelled_grid(list(rows.items()))
 
@@ -106,18 +109,17 @@ def save_samples(trainer: GRPOTrainer, rollout: Rollout, rendered: RenderedRows,
     It has the first image of each rewrite of up to four user prompts, beside that of the user prompt, or of its draft.
     """
     shown = rollout.current_prompts[:SHOWN_PROMPTS]
+    replaced = [(current_prompt(row), row["user_prompt"]) for row in rollout.rows]
     before = {prompts: rendered.before[prompts][0].image for prompts in shown if prompts in rendered.before}
     values = torch.tensor(batch.values[: len(rollout.rows)], dtype=torch.float32)
     totals = (values * trainer.reward_weights.cpu()).nansum(dim=1).tolist()
     failed = values.isnan().all(dim=1).tolist()
     samples = [
-        Sample(
-            row["user_prompt"], rewrite, total, results[0].image, before.get((current_prompt(row), row["user_prompt"]))
+        Sample(row["user_prompt"], rewrite, total, results[0].image, before.get(prompts), row.get("draft"))
+        for row, prompts, results, rewrite, total, is_out in zip(
+            rollout.rows, replaced, rendered.results, rollout.rewrites, totals, failed, strict=True
         )
-        for row, results, rewrite, total, is_out in zip(
-            rollout.rows, rendered.results, rollout.rewrites, totals, failed, strict=True
-        )
-        if (current_prompt(row), row["user_prompt"]) in shown and results and not is_out
+        if prompts in shown and results and not is_out
     ]
     if samples:
         folder = Path(trainer.args.output_dir) / "images"

@@ -64,7 +64,7 @@ def evaluated(tmp_path_factory):
     return folder, done.stdout
 
 
-KINDS = ("", "best_of_2 ", "revised ", "draft_or_revised ")
+KINDS = ("", "best_of_2 ", "revised ", "best_turn ")
 
 
 def test_arms_and_what_is_said_of_them(evaluated):
@@ -87,13 +87,13 @@ def test_arms_and_what_is_said_of_them(evaluated):
     for policy in ("untrained", "left", "right"):
         best = results.arms[f"best_of_2 {policy}"]
         assert best["reward"] >= results.arms[policy]["reward"] and best["images_drawn"] <= 24
-        revised, either = (results.arms[f"{kind} {policy}"] for kind in ("revised", "draft_or_revised"))
+        revised, either = (results.arms[f"{kind} {policy}"] for kind in ("revised", "best_turn"))
         assert (
             12 <= revised["images_drawn"] <= 12 + 24 and either["images_drawn"] == 0
         )  # the drafts, and the revisions
         assert either["reward"] >= max(revised["reward"], results.arms[policy]["reward"])
     chosen = [name for name, arm in results.arms.items() if arm["chosen_by_reward"]]
-    assert chosen == [name for name in results.arms if name.startswith(("best_of_2 ", "draft_or_revised ", "oracle "))]
+    assert chosen == [name for name in results.arms if name.startswith(("best_of_2 ", "best_turn ", "oracle "))]
     assert {"revised left - left", "revised left - best_of_2 left"} <= set(results.differences)
     oracle = results.arms["oracle left"]
     assert oracle["images_drawn"] == 0 and oracle["harmed"] == 0.0
@@ -171,11 +171,11 @@ def test_the_report_in_a_browser(evaluated, browser):
         best = shown.count()
         lines = [image.bounding_box()["y"] for image in shown.first.locator("img").all()]
         assert sorted(map(lines.count, set(lines))) == (
-            [4, 5] if width == 1280 else [1, 2, 2, 2, 2]
-        )  # of nine, none alone below; an oracle has none of its own
+            [4, 4, 4] if width == 1280 else [2] * 6
+        )  # of twelve, none alone below; an oracle has none of its own
         clipped = "[...document.querySelectorAll('.scroll')].some((table) => table.scrollWidth > table.clientWidth)"
         assert not page.evaluate(clipped)
-        assert best > 0 and shown.first.locator("img").count() == 9
+        assert best > 0 and shown.first.locator("img").count() == 12
         assert page.evaluate("[...document.images].every((image) => image.naturalWidth === 48)")
         page.get_by_role("button", name="All").click()
         everything = shown.count()
