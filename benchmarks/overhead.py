@@ -30,7 +30,7 @@ from trl import GRPOTrainer
 from brushup.config import PromptEnhancerConfig
 from brushup.console import quiet_libraries
 from brushup.prompts.dataset import load_prompts
-from brushup.prompts.template import parse_answer
+from brushup.prompts.template import parse_prompt
 from brushup.render.job import RenderResult
 from brushup.rewards.registry import parse_rewards
 from brushup.training.trainer import PromptEnhancerTrainer
@@ -48,7 +48,7 @@ def free(images, user_prompts, prompts) -> list[float]:
 
 def free_of_trl(completions, **columns) -> list[float]:
     """Score as `free` does, with the signature of TRL's rewards."""
-    rewrites = [parse_answer(completion[0]["content"]) or "" for completion in completions]
+    rewrites = [parse_prompt(completion[0]["content"]) or "" for completion in completions]
     return free(None, None, rewrites)
 
 
