@@ -108,19 +108,15 @@ class Objective:
                 reached &= values[:, self.names.index(name)] >= threshold
         return reached
 
-    def has_all_inputs(self, rewards: np.ndarray, gains: np.ndarray, revised: np.ndarray | bool = False) -> np.ndarray:
+    def has_all_inputs(self, rewards: np.ndarray, gains: np.ndarray) -> np.ndarray:
         """Return which rows have every value that the total depends on, bool, (rows,).
 
         Args:
             rewards, gains: (rows, rewards), NaN where missing.
-            revised: which rows revise a draft, bool, (rows,): they depend on their gains.
         """
         needed = np.array([bool(weight) or name in self.gates for name, weight in self.weights.items()])
         gained = np.array([name in self.gain_gates for name in self.weights])
-        measured = ~np.isnan(gains).all(axis=1)  # the draft's image did not fail
-        return ~(
-            np.isnan(rewards[:, needed]).any(axis=1) | np.isnan(gains[:, gained]).any(axis=1) | (revised & ~measured)
-        )
+        return ~(np.isnan(rewards[:, needed]).any(axis=1) | np.isnan(gains[:, gained]).any(axis=1))
 
     def shape_rewards(
         self,

@@ -49,16 +49,19 @@ def pick_revisions(
         worker: renders and scores the revisions, which go to it at once; a draft left as it is is not rendered again.
         judge, seed: as for `pick_best`.
     """
-    changed = [e for e in revisions if e.draft.image and e.prompt != e.draft.prompt]
-    rendered = iter(render_candidates([(e.prompt, e.user_prompt) for e in changed], worker, seed))
+    changed = [e.draft.image is not None and e.prompt != e.draft.prompt for e in revisions]
+    prompts = [(e.prompt, e.user_prompt) for e, is_changed in zip(revisions, changed, strict=True) if is_changed]
+    rendered = iter(render_candidates(prompts, worker, seed))
     picked = []
-    for revision in revisions:
-        if revision not in changed:
-            picked.append(replace(revision, reason="the draft: it is left as it is"))
-            continue
-        candidates = (revision.draft, next(rendered))
-        place, reason = pick(candidates, judge, ("the draft", "revision"))
-        picked.append(replace(revision, prompt=candidates[place].prompt, candidates=candidates, reason=reason))
+    for revision, is_changed in zip(revisions, changed, strict=True):
+        if is_changed:
+            candidates = (revision.draft, next(rendered))
+            place, reason = pick(candidates, judge, ("the draft", "revision"))
+            picked.append(replace(revision, prompt=candidates[place].prompt, candidates=candidates, reason=reason))
+        else:
+            failed = f"could not be rendered ({revision.draft.error})"
+            reason = f"the draft: it {failed if revision.draft.error else 'is left as it is'}"
+            picked.append(replace(revision, reason=reason))
     return picked
 
 

@@ -147,6 +147,10 @@ class RenderedRows:
         """The length of each rewrite for each tokenizer of the generator; empty if nothing was rendered."""
         return [results[0].tokens if results else {} for results in self.results]
 
+    def draft_results(self, row: dict) -> list[RenderResult]:
+        """Return the results of the draft that a row revises; empty in the first turn."""
+        return self.before.get((current_prompt(row), row["user_prompt"]), []) if row.get("draft") else []
+
     def gains(self, rows: Sequence[dict], names: Sequence[str]) -> np.ndarray:
         """Return each row's image rewards minus those of its current prompt, (rows, rewards); NaN where unknown."""
         scores_before = {prompt: mean_scores(results) for prompt, results in self.before.items()}

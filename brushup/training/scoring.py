@@ -78,7 +78,10 @@ class ScoredBatch:
                 rewrite == current_prompt(row) for rewrite, row in zip(rollout.rewrites, rollout.rows, strict=True)
             ],
             "revised": [row.get("draft") is not None for row in rollout.rows],
-            "failed": [any(result.error for result in results) for results in rendered.results],
+            "failed": [
+                any(result.error for result in [*results, *rendered.draft_results(row)])
+                for results, row in zip(rendered.results, rollout.rows, strict=True)
+            ],
             **{name: [math.nan if value is None else value for value in values] for name, values in growth.items()},
             **{f"cut {name}": values for name, values in cut.items()},
         }
@@ -89,7 +92,7 @@ class ScoredBatch:
         raw = rewards.masked_fill(~rewards.isfinite(), torch.nan).cpu().numpy()
         malformed = of["malformed"].astype(bool)
         revised = of["revised"].astype(bool)
-        failed = of["failed"].astype(bool) | ~(malformed | objective.has_all_inputs(raw, gains, revised))
+        failed = of["failed"].astype(bool) | ~(malformed | objective.has_all_inputs(raw, gains))
         values, gated = objective.shape_rewards(raw, gains, malformed, failed, revised)
         return cls(
             *(rollout.step, raw, gains, values, malformed, of["kept"].astype(bool), failed, gated),

@@ -118,6 +118,8 @@ def test_with_a_judge_the_revision_must_be_better_than_the_draft(enhancer, bette
 def test_a_draft_that_failed_or_is_kept_stays(enhancer, monkeypatch):
     failed = enhancer.enhance(PROMPTS[0], turns=2, worker=StubWorker(lambda job: "no memory"))
     assert failed.draft.error == "no memory" and failed.prompt == failed.draft.prompt
+    judged = enhancer.enhance(PROMPTS[0], turns=2, worker=StubWorker(lambda job: "no memory"), judge=["clip"])
+    assert judged.reason == "the draft: it could not be rendered (no memory)"
     answers = iter(["first", "KEEP"])
     monkeypatch.setattr(
         enhancer,

@@ -220,3 +220,13 @@ def test_z_scores_and_the_watch_go_on_after_a_resume(tmp_path):
     assert statistics == pytest.approx(whole.objective.state()["clip"][0]) and statistics["count"] > 16
     watch = resumed.callback(RewardHackingWatch)
     assert [batch["step"][0] for batch in watch.batches] == [1, 2, 3, 4] and watch.found == []
+
+
+def test_a_revision_has_its_gain_over_the_draft_and_a_loss_counts_twice():
+    """The second reward is of the text, and has no gain; the third row is of the first turn."""
+    scaled = Objective({"clip": 1.0, "length": 1.0}, {"clip": parse_transforms("clip", {"scale": [0.0, 0.5]})})
+    rewards = np.array([[0.4, 0.7], [0.1, 0.7], [0.4, 0.7], [0.2, 0.7]])
+    gains = np.array([[0.2, np.nan], [-0.1, np.nan], [0.2, np.nan], [0.0, np.nan]])
+    revised, nobody = np.array([True, True, False, True]), np.zeros(4, dtype=bool)
+    values, _ = scaled.shape_rewards(rewards, gains, nobody, nobody, revised)
+    np.testing.assert_allclose(values, [[0.4, 0.7], [-0.4, 0.7], [0.8, 0.7], [0.0, 0.7]])
