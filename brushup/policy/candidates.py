@@ -56,7 +56,7 @@ def pick_revisions(
     for revision, is_changed in zip(revisions, changed, strict=True):
         if is_changed:
             candidates = (revision.draft, next(rendered))
-            place, reason = pick(candidates, judge, ("the draft", "revision"))
+            place, reason = pick(candidates, judge, ("the draft", "the revision"))
             picked.append(replace(revision, prompt=candidates[place].prompt, candidates=candidates, reason=reason))
         else:
             failed = f"could not be rendered ({revision.draft.error})"
@@ -76,7 +76,7 @@ def render_candidates(prompts: Sequence[tuple[str, str]], worker: Worker, seed: 
 def pick(
     candidates: Sequence[Candidate],
     judge: Objective | Sequence[str] | None = None,
-    called: tuple[str, str] = ("your prompt", "rewrite"),
+    names: Sequence[str] | None = None,
 ) -> tuple[int, str]:
     """Return the place of the candidate with the highest total, and why it is picked, in words.
 
@@ -84,13 +84,14 @@ def pick(
 
     Args:
         judge: makes the total of the rewards, or the names of the rewards to add up; default all of the worker.
-        called: the first candidate, and each other one, in words.
+        names: of the candidates, in words; default "your prompt", "rewrite 1", "rewrite 2", ...
 
     Raises:
         ValueError: the worker computes no image reward, or lacks one of the judge's.
     """
+    names = names or ["your prompt", *(f"rewrite {place}" for place in range(1, len(candidates)))]
     if all(candidate.error for candidate in candidates):
-        return 0, f"{called[0]}: no candidate could be rendered ({candidates[0].error})"
+        return 0, f"{names[0]}: no candidate could be rendered ({candidates[0].error})"
     scores = [None if candidate.error else candidate.scores for candidate in candidates]
     known = [name for name in next(filter(None, scores), {}) if "/" not in name]  # not the parts of a reward
     if not isinstance(judge, Objective):
@@ -101,14 +102,14 @@ def pick(
     totals = judge.totals_by_prompt(scores, [scores[0]] * len(scores))
     alive = [place for place, total in enumerate(totals) if total is not None]
     if not alive:
-        return 0, f"{called[0]}: its image failed, and the judge's gain gates compare with it"
+        return 0, f"{names[0]}: its image failed, and the judge's gain gates compare with it"
     best = max(alive, key=lambda place: totals[place])
     if not best:
-        return 0, f"{called[0]}: no {called[1]} has more than its {totals[0]:.3f}"
+        return 0, f"{names[0]}: no other has more than its {totals[0]:.3f}"
     before = {"total": totals[0], **(scores[0] or {})}
     after = {"total": totals[best], **scores[best]}
     figures = [
         f"{name} {after[name]:.3f}" + ("" if before.get(name) is None else f" against {before[name]:.3f}")
         for name in ("total", *judge.names)
     ]
-    return best, f"{called[1]} {best}: {', '.join(figures)} of {called[0]}"
+    return best, f"{names[best]}: {', '.join(figures)} of {names[0]}"

@@ -39,7 +39,7 @@ def test_the_picked_one_is_a_rewrite_only_if_that_gains(enhancer):
     assert len({candidate.prompt for candidate in rewrite.candidates}) == len(rewrite.candidates) > 2
     assert other.user_prompt == PROMPTS[1]
     kept = enhancer.enhance(PROMPTS[0], best_of=4, worker=OWN_COPY_WINS)
-    assert kept.prompt == PROMPTS[0] and kept.kept and kept.reason == "your prompt: no rewrite has more than its 0.900"
+    assert kept.prompt == PROMPTS[0] and kept.kept and kept.reason == "your prompt: no other has more than its 0.900"
     assert kept.answer == ""
 
 
@@ -58,7 +58,7 @@ def test_a_malformed_rewrite_is_the_users_prompt(enhancer):
 
 def test_candidates_that_failed_are_passed_over():
     assert pick(candidates("no memory", {"clip": 0.2}, {"clip": 0.3}))[0] == 2
-    assert pick(candidates({"clip": 0.2}, "no memory")) == (0, "your prompt: no rewrite has more than its 0.200")
+    assert pick(candidates({"clip": 0.2}, "no memory")) == (0, "your prompt: no other has more than its 0.200")
     place, reason = pick(candidates("no memory", "no memory"))
     assert place == 0 and reason == "your prompt: no candidate could be rendered (no memory)"
     needs_the_first = Objective({"clip": 1.0}, gain_gates={"clip": 0.0})
@@ -112,7 +112,7 @@ def test_with_a_judge_the_revision_must_be_better_than_the_draft(enhancer, bette
     )
     revised = enhancer.enhance(PROMPTS[0], turns=2, worker=worker, judge=["clip"])
     assert revised.draft.prompt == "first" and revised.prompt == ("second" if better else "first")
-    assert revised.reason.startswith("revision 1: total 0.900" if better else "the draft: no revision has more")
+    assert revised.reason.startswith("the revision: total 0.900" if better else "the draft: no other has more")
 
 
 def test_a_draft_that_failed_or_is_kept_stays(enhancer, monkeypatch):

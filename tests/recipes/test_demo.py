@@ -23,6 +23,8 @@ from playwright.sync_api import Page, expect
 from transformers import Qwen2VLForConditionalGeneration
 
 from brushup.config import PromptConfig, RenderConfig
+from brushup.demo.page import EXAMPLES_A_PAGE
+from brushup.demo.wording import changes, remarks_on, table_of
 from brushup.policy.enhancer import Enhancement, PromptEnhancer
 from brushup.prompts.images import load_image
 from brushup.render.job import RenderJob, RenderResult
@@ -33,6 +35,7 @@ from support.launching import ENVIRONMENT
 COMMAND = (sys.executable, "recipes/demo.py", "--config", "recipes/tiny_cpu.yaml")
 POLICY = "data/tiny_world/policy"
 PROMPT = "crimson disk, huge, snowy backdrop"
+REVISED = (PROMPT, "a tiny azure ball on ebony", "two lime boxes, little", "흰 배경에 커다란 붉은 원")  # one of these
 
 
 @pytest.fixture(scope="module")
@@ -219,13 +222,38 @@ def test_several_rewrites_to_choose_from(page, worker):
     first = enhance(page, PROMPT, seed=5)
     written = PromptEnhancer.from_pretrained(POLICY, device="cpu").enhance(PROMPT, n=8, seed=5, max_new_tokens=32)
     prompts = list(dict.fromkeys(rewrite.prompt for rewrite in written))
-    assert first.texts[1] == prompts[0] and len(prompts) > 1
+    assert len(prompts) > 1
+    jobs = [RenderJob(prompt, PROMPT, seed=5) for prompt in (PROMPT, *prompts)]
+    clip = [result.scores["clip"] for result in worker.submit(jobs).result()]
+    best = clip.index(max(clip))
+    assert first.texts[1] == prompts[best - 1] and f"Picked: rewrite {best}: total " in first.message
     page.locator("#choice label").nth(len(prompts) - 1).click()
     expect(page.locator("#rewrite-text textarea")).to_have_value(prompts[-1])
     shown = what_is_shown(page, seed=5)
     (wanted,) = worker.submit([RenderJob(prompts[-1], PROMPT, seed=5)], return_images=True).result()
     assert np.abs(shown.pictures[1] - np.asarray(wanted.image, dtype=int)).max() <= 2
     assert shown.scores["clip"][1] == pytest.approx(wanted.scores["clip"], abs=0.002)
+
+
+def test_the_policy_looks_at_its_rewrite_and_revises_it(page, worker):
+    choose_model(page, POLICY)
+    page.get_by_label("Look at the image").check()
+    enhancer = PromptEnhancer.from_pretrained(POLICY, device="cpu")
+    drafted = [(p, enhancer.enhance(p, 1, 32, 0, seed=5, turns=2, worker=worker)) for p in REVISED]
+    prompt, wanted = next((p, found) for p, found in drafted if found.prompt != found.draft.prompt)
+    shown = enhance(page, prompt, seed=5)
+    assert shown.texts == [prompt, wanted.draft.prompt]
+    assert page.locator("#revision-text textarea").input_value() == wanted.prompt
+    sides = [page.locator(f"#{side}-picture").bounding_box() for side in ("original", "rewrite", "revision")]
+    assert len({side["y"] for side in sides}) == 1 and sides[1]["x"] < sides[2]["x"]
+    assert page.locator("#changes").inner_text().startswith("Changed: ")
+    assert page.locator("#changes del, #changes ins").count() > 0
+    clip = [
+        worker.submit([RenderJob(p, prompt, seed=5)]).result()[0].scores["clip"] for p in (*shown.texts, wanted.prompt)
+    ]
+    assert shown.scores["clip"] == pytest.approx([*clip, clip[2] - clip[0]], abs=0.002)
+    best = ("your prompt", "the rewrite", "the revision")[clip.index(max(clip))]
+    assert f"Picked: {best}: " in shown.message
 
 
 def test_an_image_beside_the_prompt_reaches_the_policy(page, tmp_path):
@@ -280,7 +308,7 @@ def test_no_file_and_no_other_model_can_be_had(url):
     assert httpx.post(f"{url}gradio_api/upload", files={"files": b"x" * 11_000_000}).status_code == 413
     call = f"{url}gradio_api/call/compare"
     for model, end in ((POLICY, "event: complete"), (str(TINY_WORLD / "policy"), "event: error")):
-        answer = httpx.post(call, json={"data": [PROMPT, 0, model, 0, 1, None]}).json()
+        answer = httpx.post(call, json={"data": [PROMPT, 0, model, 0, 1, False, None]}).json()
         assert end in httpx.get(f"{call}/{answer['event_id']}", timeout=30).text
 
 
@@ -299,7 +327,7 @@ def test_examples_of_all_categories_come_first(recipe, monkeypatch):
     }
     categories = {category for _, category in examples}
     assert "korean" in categories
-    assert {category for _, category in examples[: recipe["EXAMPLES_A_PAGE"]]} == categories
+    assert {category for _, category in examples[:EXAMPLES_A_PAGE]} == categories
     examples = recipe["load_examples"](prompts, str(TINY_WORLD / "validation.jsonl"))
     assert len(examples) == len({prompt for prompt, _ in examples}) > 100
 
@@ -311,10 +339,10 @@ def test_two_images_are_rendered_without_compiling_and_without_a_service(recipe,
     assert not settings.compile_generator and settings.worker == "local"
 
 
-def test_remarks(recipe):
+def test_remarks():
     def remarks(malformed: bool, *results: RenderResult) -> list[str]:
         return list(
-            recipe["remarks_on"](
+            remarks_on(
                 Enhancement("a cat", "a cat" if malformed else "one cat", malformed, "one cat"),
                 results,
                 {"clip": 77},
@@ -330,8 +358,12 @@ def test_remarks(recipe):
     ]
     failed = RenderResult(error="CUDA out of memory")
     assert remarks(False, failed, failed) == ["Could not be rendered: CUDA out of memory"]
-    assert recipe["table_of"](failed, failed) == ""
-    table = recipe["table_of"](RenderResult({"clip": 0.9}), RenderResult({"clip": 0.379}))
+    assert table_of(failed, failed) == ""
+    assert changes("two <b> cats", "one <b> cat") == (
+        "<p>Changed: <del>two</del> <ins>one</ins> &lt;b&gt; <del>cats</del> <ins>cat</ins></p>"
+    )
+    assert "leaves its rewrite as it is" in changes("a cat", "a cat")
+    table = table_of(RenderResult({"clip": 0.9}), RenderResult({"clip": 0.379}))
     assert '<span class="worse">-0.521 worse</span>' in table
 
 
