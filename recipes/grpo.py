@@ -198,11 +198,13 @@ def compare_before_and_after(
         trainer.evaluate()
     trained = trainer.arms.get(step) or trainer.arms[state.global_step]
     arms = {"original": trainer.validation.original, "untrained": trainer.arms.get(0), "trained": trained}
+    arms |= {"revised untrained": trainer.revised_arms.get(0), "revised trained": trainer.revised_arms.get(step)}
     arms = {name: arm for name, arm in arms.items() if arm}  # after a resume the untrained one may be unknown
     found = trainer.callback(RewardHackingWatch).found
     results = Results.compare(
         arms,
         trainer.validation.measures,
+        [name for name in ("trained", "revised trained") if name in arms],
         validation={str(step): arm.mean_rewards() for step, arm in sorted(trainer.arms.items())},
         seconds=round(time.time() - start, 1),
         images_drawn=sum(gather_object([trainer.worker.images_drawn])),

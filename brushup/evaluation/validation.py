@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from accelerate import PartialState
 from accelerate.utils import gather_object
+from PIL import Image
 
 from brushup.config import PromptEnhancerConfig
 from brushup.console import progress
@@ -19,7 +20,7 @@ from brushup.evaluation.compare import Measures
 from brushup.policy.enhancement import Candidate, Enhancement
 from brushup.policy.enhancer import PromptEnhancer
 from brushup.recipe_config import EvaluationConfig
-from brushup.render.job import Worker
+from brushup.render.job import RenderResult, Worker
 from brushup.rewards.combine import Objective
 from brushup.rewards.registry import TextReward, resolve
 
@@ -101,17 +102,27 @@ class Validation:
         return enhancements[: n * len(self.share)]
 
     def revise(self, enhancer: PromptEnhancer, drafts: Arm) -> list[Enhancement]:
-        """Return the revisions of an arm's prompts, of this rank's share; the policy looks at their first images."""
-        share, before = drafts.select(self.indices), enhancer.answered
-        jobs = evaluation_jobs(share.prompts, self.share, self.worker.columns, 1, self.seed)
-        rendered = self.worker.submit(jobs, return_images=True).result() if jobs else []
+        """Return the revisions of an arm's prompts, of this rank's share; the policy looks at their first images.
+
+        A draft without an image stays as it is; a gray one is shown, since all ranks must call generate equally often.
+        """
+        rows = self._padded_share
+        share = drafts.select([*self.indices, *[0] * (len(rows) - len(self.share))])
+        jobs, before = evaluation_jobs(share.prompts, rows, self.worker.columns, 1, self.seed), enhancer.answered
+        try:
+            rendered = self.worker.submit(jobs, return_images=True).result() if jobs else []
+        except Exception as error:  # which other ranks may not have met
+            rendered = [RenderResult.failed(error)] * len(jobs)
+        images = [result.image or Image.new("RGB", (64, 64), "gray") for result in rendered]
         drafted = [
-            Enhancement(row["user_prompt"], prompt, False, "", draft=Candidate(prompt, r.image, r.scores, r.error))
-            for row, prompt, r in zip(self.share, share.prompts, rendered, strict=True)
+            Enhancement(row["user_prompt"], prompt, False, "", draft=Candidate(prompt, image, {}))
+            for row, prompt, image in zip(rows, share.prompts, images, strict=True)
         ]
-        images = [row.get("image") for row in self.share]
+        beside = [row.get("image") for row in rows]
         with progress("revising", len(drafted), lambda: enhancer.answered - before):
-            return enhancer.revise(drafted, images, self.max_new_tokens, batch_size=self.batch_size)
+            revised = enhancer.revise(drafted, beside, self.max_new_tokens, batch_size=self.batch_size)
+        found = zip(drafted, revised, rendered, strict=True)
+        return [after if result.image else before for before, after, result in found][: len(self.share)]
 
     def render(self, prompts: Sequence[str], **answers: Any) -> Arm:
         """Return the arm over all rows.

@@ -150,6 +150,7 @@ class TrainingProgress(TrainerCallback):
     def on_evaluate(self, args, state, control, metrics=None, **kwargs):
         if state.is_world_process_zero:
             shown = ("reward", "above_original", "success_rate", "quality_score", "checker_accuracy")
+            shown += ("revised/reward", "revised/checker_accuracy")
             parts = [f"{name} {metrics[f'eval_{name}']:.3f}" for name in shown if f"eval_{name}" in metrics]
             parts += [
                 f"{name} {metrics[f'eval_{name}']:.0%}"

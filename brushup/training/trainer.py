@@ -73,7 +73,9 @@ class PromptEnhancerTrainer(GRPOTrainer):
         self.objective = Objective.from_specs(rewards)
         self.validation = self._validation_on([] if isinstance(eval_dataset, dict) else eval_dataset or [])
         self.arms: dict[int, Arm] = {}  # the outcome of each validation, by step
-        measures_gain = args.log_gain or self.objective.gain_gates or "draft" in self.train_dataset.column_names
+        self.revised_arms: dict[int, Arm] = {}  # of the second turn, if it is trained
+        self.revises = "draft" in self.train_dataset.column_names
+        measures_gain = args.log_gain or self.objective.gain_gates or self.revises
         self.gained = [spec.name for spec in rewards if measures_gain and spec.looks_at_images]
         self.failure_limit = FailureLimit(args.max_failed_batches)
         self.add_callback(RewardHackingWatch(args.reward_hacking_window, args.stop_on_reward_hacking))
@@ -214,8 +216,10 @@ class PromptEnhancerTrainer(GRPOTrainer):
         """Render held-out prompts as the policy rewrites them now, with its likeliest completions.
 
         Write `validation_<step>.json`, keep the arm in `arms[step]`, and log the metrics of `Validation.metrics` with
-        the prefix `eval_`. The user's prompt replaces a malformed completion, as at inference. Prompts other than the
-        constructor's are written as `<prefix>_<step>.json`, and not kept.
+        the prefix `eval_`. The user's prompt replaces a malformed completion, as at inference. If there are drafts to
+        train on, the policy then looks at these images and revises: its second turn is in `revised_arms[step]` and, as
+        `eval_revised/...`, in the metrics. Prompts other than the constructor's are written as `<prefix>_<step>.json`,
+        and not kept.
 
         Args:
             eval_dataset: rows of `load_prompts`, or a dict of them by name; default: the constructor's.
@@ -234,15 +238,21 @@ class PromptEnhancerTrainer(GRPOTrainer):
         is_own = rows is self.eval_dataset
         validation = self.validation if is_own else self._validation_on(rows)
         step, limits = self.state.global_step, self.worker.token_limits
-        with trl_adjustments.whole_policy(self) as policy:
-            enhancements = validation.rewrite(PromptEnhancer(policy, self.processing_class))
         try:
+            with trl_adjustments.whole_policy(self) as policy:
+                enhancements = validation.rewrite(PromptEnhancer(policy, self.processing_class))
             arm = validation.render_rewrites(enhancements)
+            metrics, revised = validation.metrics(arm), None
+            if self.revises:
+                with trl_adjustments.whole_policy(self) as policy:
+                    enhancements = validation.revise(PromptEnhancer(policy, self.processing_class), arm)
+                revised = validation.render_rewrites(enhancements)
+                metrics |= {f"revised/{name}": value for name, value in validation.metrics(revised).items()}
         except RuntimeError as error:
             raise RuntimeError(f"{error}{save_now(self)}") from error
-        metrics = validation.metrics(arm)
         if is_own:
             self.arms[step] = arm
+            self.revised_arms |= {step: revised} if revised else {}
             metrics |= self.callback(RewardHackingWatch).see_validation(step, self.arms, self.objective, limits)
         if self.accelerator.is_main_process:
             name = f"{'validation' if is_own else metric_key_prefix}_{step}.json"

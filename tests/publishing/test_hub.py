@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import huggingface_hub
 import pytest
 import torch
-from conftest import REPOSITORY, TINY_WORLD, few_prompts
+from conftest import RENDER_KWARGS, REPOSITORY, TINY_WORLD, few_prompts
 from huggingface_hub import ModelCard
 from peft import LoraConfig, get_peft_model
 from PIL import Image
@@ -176,6 +176,21 @@ def test_the_card_of_a_hub_model_names_it(run_dir):
     card = ModelCard.load(write_model_card(run_dir))
     assert card.data.base_model == "Qwen/Qwen2-VL-2B" and "not on the Hub" not in card.text
     assert f'from_pretrained("{run_dir}")' in snippet(card.text)  # not on the Hub yet
+
+
+def test_the_example_of_a_policy_with_two_turns_shows_both(run_dir, capsys):
+    assert "turns=2" not in snippet(write_model_card(run_dir).read_text())
+    results = json.loads((run_dir / "results.json").read_text())
+    results["arms"]["revised trained"] = results["arms"]["trained"]
+    results["settings"]["images"] = {
+        "generator": "data/tiny_world/generator",
+        "generator_init_kwargs": {"text_encoder_3": None, "tokenizer_3": None},
+        "render_kwargs": RENDER_KWARGS,
+    }
+    (run_dir / "results.json").write_text(json.dumps(results))
+    exec(snippet(write_model_card(run_dir).read_text()), {})
+    rewrite, revision = capsys.readouterr().out.strip().splitlines()
+    assert rewrite and revision.startswith(f"{rewrite} -> ") and revision != f"{rewrite} -> "
 
 
 def test_the_card_has_what_evaluation_found_later(run_dir):

@@ -4,8 +4,10 @@ import json
 import math
 
 import pytest
+from conftest import TINY_WORLD
 from PIL import Image
 
+from brushup.policy.enhancer import PromptEnhancer
 from brushup.prompts.dataset import load_prompts
 from brushup.prompts.template import KEEP, REVISE
 from support.training import StubWorker, make_trainer, table
@@ -20,6 +22,14 @@ def write_drafts(folder, drafts):
     ]
     path = folder / "drafts.jsonl"
     path.write_text("\n".join(json.dumps(row) for row in rows))
+    return path
+
+
+def write_held_out(folder):
+    path = folder / "held_out.jsonl"
+    path.write_text(
+        "\n".join(json.dumps({"user_prompt": f"{n} lime boxes, little"}) for n in ("two", "three", "1", "4"))
+    )
     return path
 
 
@@ -92,6 +102,24 @@ def test_a_failed_draft_leaves_its_revisions_out(tmp_path):
     for user_prompt, rewrite, value in rows:
         if rewrite is not None:
             assert math.isnan(value) == (user_prompt == "crimson box 0")
+
+
+def test_validation_asks_for_the_second_turn_too_and_keeps_a_draft_that_failed(tmp_path):
+    held_out = load_prompts(str(write_held_out(tmp_path)), "validation")
+    first = PromptEnhancer.from_pretrained(TINY_WORLD / "policy", device="cpu").enhance(
+        list(held_out["user_prompt"]), max_new_tokens=32
+    )
+    broken = (first[0].prompt, first[0].user_prompt)
+    worker = StubWorker(lambda job: "broken" if (job.prompt, job.user_prompt) == broken else score(job))
+    path = write_drafts(tmp_path, ["one small red square", None])
+    settings = {"max_completion_length": 32, "max_steps": 1}
+    trainer = make_trainer(tmp_path, worker, prompts=path, eval_dataset=held_out, **settings)
+    metrics = trainer.evaluate()
+    drafts, revised = trainer.arms[0], trainer.revised_arms[0]
+    assert drafts.prompts == [rewrite.prompt for rewrite in first]
+    assert revised.prompts[0] == drafts.prompts[0] and revised.prompts[1:] != drafts.prompts[1:]
+    assert metrics["eval_revised/failed"] == metrics["eval_failed"] == 1 / 4
+    assert metrics["eval_revised/reward"] == pytest.approx(sum(revised.totals[1:]) / 3)
 
 
 @pytest.mark.parametrize(
