@@ -184,13 +184,13 @@ def ways_of_prompting(
             enhancer.ask_as(args)
         arm = validation.render_rewrites(validation.rewrite(enhancer))
         yield name, arm
-        if args.best_of > 1:
-            samples = validation.rewrite(enhancer, n=args.best_of - 1, temperature=args.temperature)
-            yield f"best_of_{args.best_of} {name}", validation.best_of(arm, samples)
         if args.turns > 1:
             revised = validation.render_rewrites(validation.revise(enhancer, arm))
             yield f"revised {name}", revised
             yield f"best_turn {name}", arm.with_better(revised, range(len(validation.rows)))
+        if args.best_of > 1:
+            samples = validation.rewrite(enhancer, n=args.best_of - 1, temperature=args.temperature)
+            yield f"best_of_{args.best_of} {name}", validation.best_of(arm, samples)
         if name != "untrained":
             trained[name] = arm
     repeated = repeat_to_length(validation.original, list(trained.values()))

@@ -64,7 +64,7 @@ def evaluated(tmp_path_factory):
     return folder, done.stdout
 
 
-KINDS = ("", "best_of_2 ", "revised ", "best_turn ")
+KINDS = ("", "revised ", "best_turn ", "best_of_2 ")
 
 
 def test_arms_and_what_is_said_of_them(evaluated):
