@@ -57,6 +57,26 @@ def test_a_revision_is_worth_its_gain_over_the_draft_and_a_loss_counts_twice(tmp
     assert "gain_clip" in trainer._logs["extra"]
 
 
+@pytest.mark.parametrize("options", [{}, {"max_staleness": 1}, {"steps_per_generation": 1}])
+def test_both_turns_train_beside_the_rendering_and_go_on_after_a_stop(tmp_path, options):
+    path = write_drafts(tmp_path, ["one small red square", None, "two big lime boxes", None] * 2)
+    options = {"gradient_accumulation_steps": 2, "max_steps": 2, "prompts": path, **options}
+    healthy = StubWorker(score)
+    make_trainer(tmp_path / "whole", healthy, **options).train()
+    asked = {job.prompt for jobs in healthy.batches for job in jobs}
+    assert {"one small red square", "two big lime boxes"} <= asked
+    after_first = len(healthy.batches) // 2
+    fails = StubWorker(lambda job: "out of order" if len(fails.batches) > after_first else score(job))
+    with pytest.raises(RuntimeError, match="Go on later with --resume_from_checkpoint") as stopped:
+        make_trainer(tmp_path / "broken", fails, max_failed_batches=1, **options).train()
+    mended = StubWorker(score)
+    make_trainer(tmp_path / "broken", mended, **options).train(resume_from_checkpoint=str(stopped.value).split()[-1])
+    if options.get("max_staleness"):  # resumed, the first rewrites are not written a step ahead
+        assert {job.user_prompt for job in mended.batches[-1]} == {job.user_prompt for job in healthy.batches[-1]}
+    else:
+        assert mended.batches == healthy.batches[after_first:]
+
+
 def test_keep_is_the_draft_as_it_is_and_costs_no_image(tmp_path, monkeypatch):
     path = write_drafts(tmp_path, ["one small red square"] * 2)
     worker = StubWorker(score)
