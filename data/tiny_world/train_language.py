@@ -24,6 +24,7 @@ import rewrites
 import users
 import world
 from brushup.policy.chat import Draft, ask
+from brushup.policy.enhancer import PromptEnhancer
 from brushup.prompts.template import REVISE, build_messages, parse_answer
 from brushup.rewards.image_text_model import DOES_IT_SHOW
 from brushup.rewards.questions import ASK
@@ -47,9 +48,7 @@ DESCRIBE = "Describe this picture."
 def rewrite_example(rng: random.Random, mixed: bool) -> tuple[str, str]:
     """Return a user prompt and a rewrite, good or of mixed quality."""
     scene = world.random_scene(rng)
-    category = rng.choice((*users.CATEGORIES, "korean", "korean"))
-    way = rng.choice((users.Speaker, FreeSpeaker))
-    prompt, said, spoken = users.spoken_prompt(scene, category, rng, rng.choice((True, False)), way)
+    prompt, said, spoken = _asked(scene, rng)
     return prompt, rewrites.mixed_rewrite(scene, said, spoken, rng) if mixed else world.caption(scene)
 
 
@@ -109,25 +108,42 @@ def draw_rewrites(output: Path, count: int, rng: random.Random) -> list[Drawn]:
         prompt, said, spoken = users.spoken_prompt(scene, rng.choice(users.CATEGORIES), rng, held_out=True)
         answer = world.caption(scene) if index % 3 else rewrites.mixed_rewrite(scene, said, spoken, rng)
         drawn.append(Drawn(scene, prompt, said, spoken, parse_answer(answer, prompt) or prompt))
-    texts = [rewrite.rewrite for rewrite in drawn]
-    pictures = load_generator(output / "generator").render(list(zip(texts, range(count), strict=True)))
+    return with_pictures(drawn, output)
+
+
+def draw_drafts(enhancer: PromptEnhancer, output: Path, count: int, rng: random.Random) -> list[Drawn]:
+    """Return images of the policy's likeliest rewrites: a prompt that it misreads once it learns to read again."""
+    asked = [(scene, *_asked(scene, rng)) for scene in (world.random_scene(rng) for _ in range(count))]
+    written = enhancer.enhance([prompt for _, prompt, _, _ in asked], max_new_tokens=32, batch_size=64)
+    return with_pictures([Drawn(*a, w.prompt) for a, w in zip(asked, written, strict=True)], output)
+
+
+def with_pictures(drawn: list[Drawn], output: Path) -> list[Drawn]:
+    """Return the rewrites with their images by the generator, from the seeds 0, 1, 2, ..."""
+    seeded = [(rewrite.rewrite, seed) for seed, rewrite in enumerate(drawn)]
+    pictures = load_generator(output / "generator").render(seeded)
     return [replace(rewrite, picture=picture) for rewrite, picture in zip(drawn, pictures, strict=True)]
+
+
+def _asked(scene: dict, rng: random.Random) -> tuple[str, dict, dict[str, str]]:
+    """Return the prompt of a user who means the scene, what it says of the scene, and the user's words."""
+    category = rng.choice((*users.CATEGORIES, "korean", "korean"))
+    way = rng.choice((users.Speaker, FreeSpeaker))
+    return users.spoken_prompt(scene, category, rng, rng.choice((True, False)), way)
 
 
 def revision_example(drawn: list[Drawn], rng: random.Random) -> tuple[str, Draft, str]:
     """Return a user prompt, a draft, and an answer of mixed quality to its image.
 
-    A third are of `drawn`; of the others, which are drawn here, half show all that the user meant.
+    Two thirds are of `drawn`; of the others, which are drawn here, half show all that the user meant.
     """
-    if rng.random() < 0.33:
+    if rng.random() < 0.67:
         draft = rng.choice(drawn)
         scene, prompt, said, spoken = draft.scene, draft.prompt, draft.said, draft.spoken
         text, picture = draft.rewrite, draft.picture
     else:
-        scene = world.random_scene(rng)
-        category, way = rng.choice((*users.CATEGORIES, "korean")), rng.choice((users.Speaker, FreeSpeaker))
-        prompt, said, spoken = users.spoken_prompt(scene, category, rng, rng.choice((True, False)), way)
-        shown = scene
+        scene = shown = world.random_scene(rng)
+        prompt, said, spoken = _asked(scene, rng)
         if rng.random() < 0.5:
             shown = rng.choice((world.near_scene, world.near_scene, _nearer, _other))(scene, rng)
         text, picture = world.caption(shown), world.draw_scene(shown, rng)
@@ -366,9 +382,14 @@ def train_policy(output: Path, scale: float, seed: int) -> None:
     rng = random.Random(seed + 1)
     model = Qwen2VLForConditionalGeneration.from_pretrained(output / "policy", dtype=torch.float32).to(DEVICE)
     processor = AutoProcessor.from_pretrained(output / "policy")
-    drawn = draw_rewrites(output, max(8, int(1200 * scale)), rng)
+    count, steps = max(8, int(1200 * scale)), max(2, int(POLICY_STEPS * scale))
+    drawn = draw_rewrites(output, count, rng)
     generated = [(rewrite.scene, rewrite.picture) for rewrite in drawn if rewrite.is_clear]
-    turn = itertools.count()
+    turn, done = itertools.count(), itertools.count(1)
+
+    def look_at_drafts() -> None:  # of the policy itself, halfway, when it can write
+        if next(done) == steps // 2:
+            drawn.extend(draw_drafts(PromptEnhancer(model, processor), output, 3 * count, rng))
 
     def loss() -> torch.Tensor:
         # Of eight steps three revise drafts; two have the system message, which is most of the tokens; one has images.
@@ -384,6 +405,6 @@ def train_policy(output: Path, scale: float, seed: int) -> None:
         rewriting = answer_loss(model, processor, messages, list(answers))
         return rewriting if kind else rewriting + picture_loss(model, processor, 6, generated, rng)
 
-    optimize("policy", list(model.parameters()), loss, max(2, int(POLICY_STEPS * scale)), lr=1e-3)
+    optimize("policy", list(model.parameters()), loss, steps, lr=1e-3, after=look_at_drafts)
     model.half().save_pretrained(output / "policy")
     processor.save_pretrained(output / "policy")
