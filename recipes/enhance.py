@@ -223,9 +223,9 @@ def write_out(
             row = {name: vars(enhancement)[name] for name in ("user_prompt", "prompt", "malformed", "answer")}
             row |= {"seed": arguments.seed, "images": images[number]} if images else {}
             row |= {"draft": enhancement.draft.prompt} if enhancement.draft else {}
-            if enhancement.candidates:
-                found = [{"prompt": c.prompt, "scores": c.scores, "error": c.error} for c in enhancement.candidates]
-                row |= {"reason": enhancement.reason, "candidates": found}
+            found = [{"prompt": c.prompt, "scores": c.scores, "error": c.error} for c in enhancement.candidates]
+            row |= {"reason": enhancement.reason} if enhancement.reason else {}
+            row |= {"candidates": found} if found else {}
             print(json.dumps(row, ensure_ascii=False))
 
 

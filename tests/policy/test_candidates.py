@@ -31,7 +31,7 @@ def candidates(*scores: dict[str, float] | str) -> list[Candidate]:
 
 
 def test_the_picked_one_is_a_rewrite_only_if_that_gains(enhancer):
-    rewrite, other = enhancer.enhance(PROMPTS, best_of=4, worker=REWRITE_WINS, temperature=1.0)
+    rewrite, other = enhancer.enhance(PROMPTS, best_of=8, worker=REWRITE_WINS, temperature=1.5)
     likeliest = enhancer.enhance(PROMPTS[0])
     assert rewrite.prompt == likeliest.prompt == rewrite.candidates[1].prompt != PROMPTS[0] and not rewrite.kept
     assert rewrite.candidates[0].prompt == PROMPTS[0] and rewrite.candidates[0].image
