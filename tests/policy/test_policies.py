@@ -100,8 +100,7 @@ def policy_trainer(output, path, model=None, **options) -> PromptEnhancerTrainer
         **{
             "per_device_train_batch_size": 8,
             "num_generations": 4,
-            "max_completion_length": 48,
-            "temperature": 1.3,  # the tiny policy is sure of most of its answers
+            "max_completion_length": 40,
             "max_steps": 2,
             "learning_rate": 1e-2,
             "logging_steps": 1,
