@@ -1,11 +1,13 @@
-"""Writes drafts to train the second turn on: rewrites by a trained policy, and the images that it will look at.
+"""Writes drafts to train the second turn on: rewrites by a policy, and the images that it will look at.
 
-    python recipes/drafts.py --config recipes/tiny_cpu.yaml --adapter runs/tiny_cpu --output_dir runs/tiny_drafts
+    python recipes/drafts.py --config recipes/tiny_cpu.yaml --output_dir runs/tiny_drafts
     accelerate launch --config_file accelerate_configs/cpu.yaml recipes/grpo.py --config recipes/tiny_cpu.yaml \\
-        --model_name_or_path runs/tiny_cpu --train_prompts runs/tiny_drafts/train.jsonl --output_dir runs/tiny_revise
+        --train_prompts runs/tiny_drafts/train.jsonl --max_steps 200 --output_dir runs/tiny_revise
 
 `output_dir/train.jsonl` has each training prompt twice: with a sampled `draft` and its `draft_image`, which asks to
-revise it, and without, so that the first turn is not unlearnt. The reward of a revision is its gain over the draft.
+revise it, and without, so that both turns are trained together. The reward of a revision is its gain over the draft.
+The drafts are by the policy before training, or by `--adapter`. Train both turns from the start: a policy that was
+trained on the first alone answers the second with the same rewrite again (docs/second_turn.md).
 """
 
 from brushup.flags import answer_at_once, parse
