@@ -76,14 +76,16 @@ def headline(results: Results, name: str) -> str:
 
 
 def shown_differences(results: Results) -> dict[str, dict[str, Any]]:
-    """Return the differences between each trained policy and each other arm, by "A - B"; those to an oracle are left
-    out, since it is at least as good by construction."""
-    policies = results.trained_policies
-    return {
-        name: gain
-        for name, gain in results.differences.items()
-        if name.split(" - ")[0] in policies and " - oracle " not in name
-    }
+    """Return the differences between each trained policy and each other arm, by "A - B", and those between its second
+    turn and its other arms; those to an oracle are left out, since it is at least as good by construction."""
+    shown = {}
+    for name, gain in results.differences.items():
+        after, before = name.split(" - ", 1)
+        policy = after.removeprefix("revised ")
+        of_same = before.split()[-1] == policy and not before.startswith("best_turn ")
+        if policy in results.trained_policies and "oracle " not in before and (after == policy or of_same):
+            shown[name] = gain
+    return shown
 
 
 def marked_differences(results: Results) -> dict[str, dict[str, Any]]:
