@@ -32,7 +32,7 @@ from free_users import FreeSpeaker
 from learning import DEVICE, KINDS, load_generator, optimize, part_labels, wear
 
 
-REWRITE_STEPS, VISION_STEPS, JUDGE_STEPS, POLICY_STEPS = 5000, 1000, 3000, 2000
+REWRITE_STEPS, VISION_STEPS, JUDGE_STEPS, POLICY_STEPS = 5000, 1000, 3000, 4500
 
 
 # Qwen2-VL's own markup: system and user turns, pictures as placeholders that the processor expands.
