@@ -206,8 +206,10 @@ class PromptEnhancer:
         Args:
             drafted: with their `draft`.
             images: the users' reference images, or None.
-            max_new_tokens, temperature, seed, batch_size: as for `enhance`.
+            max_new_tokens, temperature, seed, batch_size: as for `enhance`, whose errors it raises.
         """
+        if not isinstance(self.processor, ProcessorMixin):
+            raise ValueError("this policy reads text only: it cannot look at a draft")
         requests = [
             Request(e.user_prompt, image, Draft(e.draft.prompt, e.draft.image))
             for e, image in zip(drafted, images, strict=True)

@@ -127,6 +127,8 @@ def test_an_image_goes_with_its_prompt(enhancer, text_policy):
     assert mixed[0] == enhancer.enhance(PROMPTS[0], temperature=0, image=red)
     with pytest.raises(ValueError, match="reads text only"):
         PromptEnhancer.from_pretrained(text_policy, device="cpu").enhance("a cat", image=red)
+    with pytest.raises(ValueError, match="reads text only: it cannot look at a draft"):
+        PromptEnhancer.from_pretrained(text_policy, device="cpu").revise([], [])
 
 
 @pytest.mark.parametrize("wrong", [{"prompt": ["a cat", " "]}, {"prompt": "a cat", "n": 0}])
