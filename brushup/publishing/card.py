@@ -145,14 +145,8 @@ def write_model_card(folder: str | Path, repo_id: str | None = None) -> Path:
         mark=MARK if has_mark(results) else "",
         win_rates=win_rates,
         signs=distinct_signs(results.reward_hacking),
-        **{
-            "is_hub_id": is_hub_id,
-            "for_others": for_others,
-            "link": _link,
-            "code": _code,
-            "json": _json,
-            "literal": repr,
-        },
+        **{"is_hub_id": is_hub_id, "for_others": for_others, "link": _link, "code": _code},
+        **{"json": _json, "literal": repr},
     )
     card.save(folder / "README.md")
     return folder / "README.md"
