@@ -7,9 +7,9 @@ After training, with the YAML file of the run, less than three minutes on two CP
 The arms are `original` (the user's prompt), `static` (the same with what people add by hand), `repeat` (the same until
 it is as long as the trained rewrite), `untrained` (the policy before training), `trained`: what lies in the run's
 `output_dir`, or `--adapter A B`, adapters or models, compared with each other too; `best_of_8 untrained` and
-`best_of_8 trained` (of `--best_of 8` rewrites the one with the highest reward); and `oracle trained` (the better of
-`original` and `trained`). `--turns 2` adds `revised trained`, whose policy has looked at the image of its
-rewrite, and `best_turn trained`, the better of both by the reward. docs/results.md says more.
+`best_of_8 trained` (of `--best_of 8` rewrites the one with the highest reward); `oracle trained` (the better of
+`original` and `trained`); with `--turns 2` `revised trained`, whose policy has looked at the image of its rewrite, and
+`best_turn trained`, the better of both by the reward. docs/results.md says more.
 
 `--validation_prompts` takes other prompts, `--validation_images_per_prompt 4` more seeds a prompt,
 `--eval_reward_funcs keyword_retention` rewards that the policy was not trained on, `--worker http://...` a service.
@@ -17,8 +17,7 @@ rewrite, and `best_turn trained`, the better of both by the reward. docs/results
 `--keep_images true` keeps all images in `output_dir/evaluation_images`, and `--images_from` that folder scores them
 again without a generator. On several GPUs: `accelerate launch` with the same arguments.
 
-It leaves in `output_dir`: `results.json` (see docs/results.md), and `report.html`, one file to open in a browser or to
-send to somebody.
+It leaves `results.json` (see docs/results.md) and `report.html`, one file to open or to send, in `output_dir`.
 """
 
 from brushup.flags import answer_at_once, parse

@@ -161,8 +161,10 @@ class Comparison:
                 for r, d in zip(rewrites, drafts, strict=True)
             ]
             revisions = enhancer.revise(drafted, [beside] * len(drafted), length, seed=seed)
-            results = self._render(user_prompt, revisions, seed)
-            tried = [Tried(*every) for every in zip(rewrites, drafts, revisions, results, strict=True)]
+            rendered = {rewrite.prompt: draft for rewrite, draft in zip(rewrites, drafts, strict=True)}
+            new = {revision.prompt: revision for revision in revisions if revision.prompt not in rendered}
+            rendered |= zip(new, self._render(user_prompt, list(new.values()), seed) if new else [], strict=True)
+            tried = [Tried(r, d, e, rendered[e.prompt]) for r, d, e in zip(rewrites, drafts, revisions, strict=True)]
         facts = f"Seed {seed}. {f'Of {n} rewrites {len(rewrites)} differ. ' if n > 1 else ''}"
         facts += f"Written by {name} and rendered by {self.worker} in {time.perf_counter() - start:.1f} s."
         yield self._shown(user_prompt, before, tried, facts)
