@@ -86,10 +86,11 @@ def _takes_system(processor: Processor) -> bool:
 
 
 class Draft(NamedTuple):
-    """A rewrite that was rendered, for the policy to look at."""
+    """A rewrite that was rendered, for the policy to look at, and a judge's words about its image, if any."""
 
     prompt: str
     image: Image.Image
+    critique: str = ""
 
 
 class Request(NamedTuple):
@@ -115,7 +116,8 @@ def ask(
     """
     tokenizer = tokenizer_of(processor)
     drafted = draft and without_special_tokens(tokenizer, draft.prompt)
-    messages = build_messages(without_special_tokens(tokenizer, user_prompt), draft=drafted)
+    critique = without_special_tokens(tokenizer, draft.critique) if draft else ""
+    messages = build_messages(without_special_tokens(tokenizer, user_prompt), draft=drafted, critique=critique)
     for message, shown in ((messages[1], image), (messages[-1], draft and draft.image)):
         if shown:
             message["content"] = [{"type": "image", "image": shown}, {"type": "text", "text": message["content"]}]
@@ -137,7 +139,7 @@ def with_requests(rows: Dataset, processor: Processor) -> Dataset:
         stored = stored.cast_column(column, datasets.Image(decode=False))
     requests, images = [], []
     for row in stored:
-        draft = row["draft"] and Draft(row["draft"], row["draft_image"])
+        draft = row["draft"] and Draft(row["draft"], row["draft_image"], row.get("draft_critique") or "")
         messages = prepare_multimodal_messages(ask(processor, row["user_prompt"], row.get("image"), draft))
         parts = [part for message in messages for part in message["content"] if part["type"] == "image"]
         images.append([part.pop("image") for part in parts])

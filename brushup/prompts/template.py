@@ -22,16 +22,19 @@ REVISE = (
 
 
 def build_messages(
-    user_prompt: str, system_prompt: str = SYSTEM_PROMPT, draft: str | None = None
+    user_prompt: str, system_prompt: str = SYSTEM_PROMPT, draft: str | None = None, critique: str = ""
 ) -> list[dict[str, str]]:
     """Return the conversation that asks a policy to rewrite `user_prompt` (system, user).
 
     With a `draft`, the rewrite of the first turn, it goes on with that (assistant) and with the request to revise it
-    (user), whose message the draft's image belongs in.
+    (user), whose message the draft's image belongs in; it ends with the `critique` of that image, if there is one.
     """
     messages = [{"role": "system", "content": system_prompt}, {"role": "user", "content": user_prompt}]
     if draft is not None:
-        messages += [{"role": "assistant", "content": draft}, {"role": "user", "content": REVISE}]
+        messages += [
+            {"role": "assistant", "content": draft},
+            {"role": "user", "content": f"{REVISE} {critique}".strip()},
+        ]
     return messages
 
 
