@@ -30,8 +30,10 @@ from brushup.rewards.image_text_model import DOES_IT_SHOW
 from brushup.rewards.questions import ASK, critique, with_needs
 from free_users import FreeSpeaker
 from learning import DEVICE, KINDS, load_generator, optimize, part_labels, wear
+from odd_users import OddSpeaker
 
 
+WAYS = (users.Speaker, FreeSpeaker, users.Speaker, OddSpeaker)  # of speaking, of users whom pretraining hears
 REWRITE_STEPS, VISION_STEPS, JUDGE_STEPS, POLICY_STEPS = 5000, 1000, 3000, 4500
 
 
@@ -45,10 +47,10 @@ CHAT_TEMPLATE = """{% for message in messages %}<|im_start|>{{ message['role'] }
 DESCRIBE = "Describe this picture."
 
 
-def rewrite_example(rng: random.Random, mixed: bool) -> tuple[str, str]:
-    """Return a user prompt and a rewrite, good or of mixed quality."""
+def rewrite_example(rng: random.Random, mixed: bool, way: type[users.Speaker] | None = None) -> tuple[str, str]:
+    """Return a user prompt, by default in any of the `WAYS`, and a rewrite, good or of mixed quality."""
     scene = world.random_scene(rng)
-    prompt, said, spoken = _asked(scene, rng)
+    prompt, said, spoken = _asked(scene, rng, way)
     return prompt, rewrites.mixed_rewrite(scene, said, spoken, rng) if mixed else world.caption(scene)
 
 
@@ -125,11 +127,12 @@ def with_pictures(drawn: list[Drawn], output: Path) -> list[Drawn]:
     return [replace(rewrite, picture=picture) for rewrite, picture in zip(drawn, pictures, strict=True)]
 
 
-def _asked(scene: dict, rng: random.Random) -> tuple[str, dict, dict[str, str]]:
+def _asked(
+    scene: dict, rng: random.Random, way: type[users.Speaker] | None = None
+) -> tuple[str, dict, dict[str, str]]:
     """Return the prompt of a user who means the scene, what it says of the scene, and the user's words."""
     category = rng.choice((*users.CATEGORIES, "korean", "korean"))
-    way = rng.choice((users.Speaker, FreeSpeaker))
-    return users.spoken_prompt(scene, category, rng, rng.choice((True, False)), way)
+    return users.spoken_prompt(scene, category, rng, rng.choice((True, False)), way or rng.choice(WAYS))
 
 
 def revision_example(drawn: list[Drawn], rng: random.Random) -> tuple[str, Draft, str]:
@@ -404,14 +407,16 @@ def train_policy(output: Path, scale: float, seed: int) -> None:
 
     def loss() -> torch.Tensor:
         # Of eight steps three revise drafts; two have the system message, which is most of the tokens; one has images.
-        kind = next(turn) % 8
+        # A batch has one way of speaking: odd prompts are long, and the others would be padded to their length.
+        step = next(turn)
+        kind, way = step % 8, WAYS[step // 8 % len(WAYS)]
         first = 0 if kind in (0, 1) else 1
         if kind % 3 == 1:
             prompts, drafts, answers = zip(*(revision_example(drawn, rng) for _ in range(32)), strict=True)
             asked = zip(prompts, drafts, strict=True)
             messages = [ask(processor, prompt, draft=draft)[first:] for prompt, draft in asked]
             return answer_loss(model, processor, messages, list(answers), [draft.image for draft in drafts])
-        prompts, answers = zip(*(rewrite_example(rng, mixed=True) for _ in range(64)), strict=True)
+        prompts, answers = zip(*(rewrite_example(rng, True, way) for _ in range(64)), strict=True)
         messages = [build_messages(prompt)[first:] for prompt in prompts]
         rewriting = answer_loss(model, processor, messages, list(answers))
         return rewriting if kind else rewriting + picture_loss(model, processor, 6, generated, rng)
