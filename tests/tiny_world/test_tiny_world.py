@@ -12,6 +12,11 @@ from PIL import Image, ImageFilter
 import rewrites
 import users
 import world
+from free_users import FreeSpeaker
+from odd_users import EMOJI, OddSpeaker
+
+
+ICONS = [icons.values() for icons in EMOJI.values()]
 
 
 def rows(name):
@@ -159,6 +164,19 @@ def test_a_caption_says_its_scene_and_no_near_one():
         assert rewrites.read_caption(world.caption(scene)) == scene
         assert rewrites.says(world.caption(scene), scene) and rewrites.says(world.caption(scene), said)
         assert not rewrites.says(world.caption(world.near_scene(scene, rng)), scene)
+
+
+@pytest.mark.parametrize("way", [FreeSpeaker, OddSpeaker])
+def test_users_whom_pretraining_hears_say_what_they_mean(way):
+    rng = random.Random(0)
+    for _ in range(500):
+        scene = world.random_scene(rng)
+        category = rng.choice((*users.CATEGORIES, "korean"))
+        prompt, said, spoken = users.spoken_prompt(scene, category, rng, True, way)
+        assert prompt.strip() and "None" not in prompt and not re.search(r"{[a-z_0-9]+}", prompt), prompt
+        if category in ("plain", "order", "terse", "polite"):  # no slips, no capitals
+            shapes = {group["shape"] for group in said["objects"]} - {None}
+            assert shapes <= {*spoken} or any(emoji in prompt for emoji in "".join(map("".join, ICONS))), prompt
 
 
 def test_the_policy_learns_from_rewrites_of_mixed_quality():
