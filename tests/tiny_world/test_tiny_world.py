@@ -13,7 +13,8 @@ import rewrites
 import users
 import world
 from free_users import FreeSpeaker
-from odd_users import EMOJI, OddSpeaker
+from odd_users import OddSpeaker
+from odd_words import EMOJI
 
 
 ICONS = [icons.values() for icons in EMOJI.values()]
