@@ -46,10 +46,6 @@ class EvaluationConfig(AskingConfig, ScoringConfig):
         default=1,
         choices=[1, 2],
     )
-    critic: bool = setting(
-        "In the second turn, tell the policy in which skills the reward `questions` finds the draft wrong.",
-        default=False,
-    )
     transfer_generator: str | None = setting(
         "Another generator, Hub id or folder, that renders the same prompts once more: does it help there, too? With "
         "`worker: local` only.",
@@ -71,8 +67,6 @@ class EvaluationConfig(AskingConfig, ScoringConfig):
 
     def __post_init__(self):
         check_settings(self, *REWARD_SETTINGS, *ASKING_SETTINGS, "transfer_init_kwargs", "transfer_render_kwargs")
-        if self.critic and "questions" not in [*self.reward_funcs, *self.eval_reward_funcs]:
-            raise ValueError("critic: it tells which skills of the reward `questions` failed; reward_funcs lacks it")
         if self.keep_images and self.images_from:
             raise ValueError("keep_images: the images of images_from are kept already; leave one of the two out")
 

@@ -7,8 +7,7 @@
 `output_dir/train.jsonl` has each training prompt twice: with a sampled `draft` and its `draft_image`, which asks to
 revise it, and without, so that both turns are trained together. The reward of a revision is its gain over the draft.
 The drafts are by the policy before training, or by `--adapter`. Train both turns from the start: a policy that was
-trained on the first alone answers the second with the same rewrite again (docs/second_turn.md). With `--critic true`
-the reward `questions` judges the drafts, and the request says in which skills it finds them wrong.
+trained on the first alone answers the second with the same rewrite again (docs/second_turn.md).
 """
 
 from brushup.flags import answer_at_once, parse
@@ -25,10 +24,8 @@ from brushup.console import progress, quiet_libraries, say
 from brushup.policy.enhancer import PromptEnhancer
 from brushup.prompts.dataset import load_prompts
 from brushup.recipe_config import EvaluationConfig
-from brushup.render.job import RenderJob, columns_of, paired_seeds
-from brushup.render.worker import load_worker
-from brushup.rewards.questions import critique
-from brushup.rewards.registry import parse_rewards
+from brushup.render.job import paired_seeds
+from brushup.render.renderer import Renderer, RenderFailure
 
 
 def main(data: DataConfig, render: RenderConfig, args: EvaluationConfig) -> None:
@@ -37,13 +34,12 @@ def main(data: DataConfig, render: RenderConfig, args: EvaluationConfig) -> None
         raise ValueError(f"train_prompts: {data.train_prompts} has images already; drafts are made of prompts alone")
     rows = prompts.remove_columns("prompt").to_list()
     user_prompts = [row["user_prompt"] for row in rows]
-    judge = [spec for spec in parse_rewards(args, args.reward_weights) if args.critic and spec.name == "questions"]
 
     # Rewrites, sampled as in training
     with progress("loading the policy and the generator"):
         enhancer = PromptEnhancer.from_pretrained((args.adapter or [args.model_name_or_path])[0], dtype=args.dtype)
         enhancer.ask_as(args)
-        worker = load_worker(render, judge)
+        renderer = Renderer(render)
     with progress("rewriting", len(rows), lambda: enhancer.answered):
         enhancements = enhancer.enhance(
             user_prompts,
@@ -54,22 +50,17 @@ def main(data: DataConfig, render: RenderConfig, args: EvaluationConfig) -> None
         )
 
     # Their images
-    jobs = []
-    for row, enhancement in zip(rows, enhancements, strict=True):
-        [seed] = paired_seeds(args.seed, "draft", row["user_prompt"], 1)
-        jobs.append(RenderJob(enhancement.prompt, row["user_prompt"], seed, columns=columns_of(row, worker.columns)))
-    with progress("rendering", len(rows), lambda: worker.images_drawn):
-        results = worker.submit(jobs, return_images=True).result()
+    seeds = [paired_seeds(args.seed, "draft", user_prompt, 1)[0] for user_prompt in user_prompts]
+    with progress("rendering", len(rows), lambda: renderer.images_drawn):
+        images = renderer.render([(e.prompt, seed) for e, seed in zip(enhancements, seeds, strict=True)])
     folder = Path(args.output_dir) / "drafts"
     folder.mkdir(parents=True, exist_ok=True)
     drafted = []
-    for number, (row, enhancement, result) in enumerate(zip(rows, enhancements, results, strict=True), 1):
-        if result.image:
+    for number, (row, enhancement, image) in enumerate(zip(rows, enhancements, images, strict=True), 1):
+        if not isinstance(image, RenderFailure):
             file = folder / f"{number:06d}.png"
-            result.image.save(file)
-            draft = {"draft": enhancement.prompt, "draft_image": str(file.relative_to(args.output_dir))}
-            draft |= {"draft_critique": critique(result.scores)} if args.critic else {}
-            drafted.append(row | draft)
+            image.save(file)
+            drafted.append({**row, "draft": enhancement.prompt, "draft_image": str(file.relative_to(args.output_dir))})
     lines = [json.dumps(row, ensure_ascii=False) for row in [*drafted, *rows]]
     path = Path(args.output_dir) / "train.jsonl"
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")

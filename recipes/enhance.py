@@ -89,7 +89,6 @@ from trl import TrlParser
 from brushup.config import RenderConfig, RewardConfig
 from brushup.console import progress, quiet_libraries
 from brushup.flags import read_settings_file
-from brushup.policy.candidates import Questions
 from brushup.policy.enhancer import Enhancement, PromptEnhancer
 from brushup.prompts.dataset import load_prompts
 from brushup.prompts.images import load_image
@@ -100,23 +99,20 @@ from brushup.rewards.combine import Objective
 from brushup.rewards.registry import parse_rewards
 
 
-def read_prompts(arguments: argparse.Namespace) -> tuple[list[str], list[Image.Image | None], Questions | None]:
-    """Return the prompts of the arguments, the file, or standard input, the image beside each, and the file's
-    questions about them, if it has any."""
-    questions = None
+def read_prompts(arguments: argparse.Namespace) -> tuple[list[str], list[Image.Image | None]]:
+    """Return the prompts of the arguments, the file, or standard input, and the image beside each."""
     if arguments.prompts:
         prompts, images = arguments.prompts, [None] * len(arguments.prompts)
     elif arguments.file and Path(arguments.file).suffix in PROMPT_FILES:
         rows = list(load_prompts(arguments.file, "validation", prompt_column=arguments.prompt_column))
         prompts, images = [row["user_prompt"] for row in rows], [row.get("image") for row in rows]
-        questions = {row["user_prompt"]: row["questions"] for row in rows} if "questions" in rows[0] else None
     else:
         text = read_text(arguments.file) if arguments.file else sys.stdin.read()
         prompts = [line.strip() for line in text.splitlines() if line.strip()]
         images = [None] * len(prompts)
     if arguments.image:
         images = [load_image(arguments.image)] * len(prompts)
-    return prompts, images, questions
+    return prompts, images
 
 
 def check_device(name: str) -> None:
@@ -237,7 +233,7 @@ def main(arguments: argparse.Namespace) -> None:
     # All but the models is checked before a model is loaded.
     render, config, weights = load_configs(arguments.config) if arguments.config else (None, None, None)
     try:
-        prompts, images_beside, questions = read_prompts(arguments)
+        prompts, images_beside = read_prompts(arguments)
     except UnicodeDecodeError as error:
         raise ValueError(f"standard input is no UTF-8 text: {error}") from error
     if not prompts:
@@ -253,7 +249,6 @@ def main(arguments: argparse.Namespace) -> None:
         with progress("loading the generator and the judge"):
             worker, judge = load_judge(render, config, weights, arguments.judge)
         picking = {"best_of": arguments.best_of, "turns": arguments.turns, "worker": worker}
-        picking |= {"questions": questions}
         picking |= {"judge": judge} if arguments.best_of > 1 or arguments.judge else {}
         if "judge" in picking and not set(judge.names) - set(config.reward_funcs):
             chosen = ", ".join(judge.names)

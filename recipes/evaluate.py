@@ -8,8 +8,8 @@ The arms are `original` (the user's prompt), `static` (the same with what people
 it is as long as the trained rewrite), `untrained` (the policy before training), `trained`: what lies in the run's
 `output_dir`, or `--adapter A B`, adapters or models, compared with each other too; `best_of_8 untrained` and
 `best_of_8 trained` (of `--best_of 8` rewrites the one with the highest reward); `oracle trained` (the better of
-`original` and `trained`); with `--turns 2` `revised trained`, whose policy has looked at the image of its rewrite (and
-with `--critic true` read in which skills it is wrong), and `best_turn trained`, the better of both by the reward.
+`original` and `trained`); with `--turns 2` `revised trained`, whose policy has looked at the image of its rewrite, and
+`best_turn trained`, the better of both by the reward. docs/results.md says more.
 
 `--validation_prompts` takes other prompts, `--validation_images_per_prompt 4` more seeds a prompt,
 `--eval_reward_funcs keyword_retention` rewards that the policy was not trained on, `--worker http://...` a service.
@@ -58,10 +58,6 @@ from brushup.rewards.combine import Objective
 from brushup.rewards.registry import RewardSpec, TextReward, check_image_count, load_text_rewards, parse_rewards
 
 
-NOTED = (  # the settings of an evaluation that results.json and the report tell
-    *("reward_transforms", "reward_gates", "gain_gates", "seed", "success_threshold", "best_of", "temperature"),
-    *("turns", "critic", "transfer_generator", "transfer_init_kwargs", "transfer_render_kwargs"),
-)
 OTHER_ARMS = ("original", "static", "repeat", "untrained")  # than those of the trained policies
 
 
@@ -102,7 +98,7 @@ def main(prompts: PromptConfig, render: RenderConfig, args: EvaluationConfig) ->
     results = Results({})
     if PartialState().is_main_process:
         with progress("comparing"):
-            results = compare_arms(arms, costs, validation, trained, output, args.critic)
+            results = compare_arms(arms, costs, validation, trained, output)
         results.evaluation = evaluation_settings(prompts, render, args, rewards, policies)
         if args.transfer_generator:  # which may fail
             save(output, results, arms, rows, start)
@@ -188,7 +184,7 @@ def ways_of_prompting(
         arm = validation.render_rewrites(validation.rewrite(enhancer))
         yield name, arm
         if args.turns > 1:
-            revised = validation.render_rewrites(validation.revise(enhancer, arm, args.critic))
+            revised = validation.render_rewrites(validation.revise(enhancer, arm))
             yield f"revised {name}", revised
             yield f"best_turn {name}", arm.with_better(revised, range(len(validation.rows)))
         if args.best_of > 1:
@@ -240,12 +236,7 @@ def transfer(
 
 
 def compare_arms(
-    arms: dict[str, Arm],
-    costs: dict[str, dict[str, float]],
-    validation: Validation,
-    trained: list[str],
-    output: Path,
-    critic: bool,
+    arms: dict[str, Arm], costs: dict[str, dict[str, float]], validation: Validation, trained: list[str], output: Path
 ) -> Results:
     """Return the comparison, with what training left in results.json: `validation`, `settings`, `reward_hacking`.
 
@@ -255,7 +246,6 @@ def compare_arms(
         validation: that rendered them.
         trained: the names of the trained policies.
         output: the folder of the training run, or any other.
-        critic: whether the rewards had a say in the second turn.
     """
     before = Results.load(output) if (output / "results.json").is_file() else Results({})
     untrained, monitors = {"untrained": arms["untrained"]}, validation.objective.monitors
@@ -271,8 +261,8 @@ def compare_arms(
         settings=before.settings,
     )
     for name, cost in costs.items():
-        by_reward = ("best_of_", "best_turn ", "oracle ", *(["revised "] if critic else []))
-        results.arms[name] |= cost | {"chosen_by_reward": name.startswith(by_reward)}
+        is_chosen = name.startswith(("best_of_", "best_turn ", "oracle "))
+        results.arms[name] |= cost | {"chosen_by_reward": is_chosen}
     return results
 
 
@@ -288,8 +278,18 @@ def evaluation_settings(
         "prompts": prompts.validation_prompts,
         "policies": policies,
         "weights": {spec.name: spec.weight for spec in rewards},
+        "reward_transforms": args.reward_transforms,
+        "reward_gates": args.reward_gates,
+        "gain_gates": args.gain_gates,
         "images_per_prompt": args.validation_images_per_prompt,
-        **{name: getattr(args, name) for name in NOTED},
+        "seed": args.seed,
+        "success_threshold": args.success_threshold,
+        "best_of": args.best_of,
+        "temperature": args.temperature,
+        "turns": args.turns,
+        "transfer_generator": args.transfer_generator,
+        "transfer_init_kwargs": args.transfer_init_kwargs,
+        "transfer_render_kwargs": args.transfer_render_kwargs,
         **render.image_settings(),
     }
 

@@ -213,9 +213,6 @@ def compare_before_and_after(
             data, render, args, model, trainer.rewards, len(trainer.train_dataset), len(trainer.validation.rows), step
         ),
     )
-    if trainer.critic:  # the rewards have a say in the second turn
-        for name in {"revised untrained", "revised trained"} & {*arms}:
-            results.arms[name]["chosen_by_reward"] = True
     if PartialState().is_main_process:
         output = Path(args.output_dir)
         results.save(output)

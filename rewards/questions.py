@@ -17,7 +17,7 @@ benchmarks (recipes/benchmark.py makes their questions).
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 from PIL import Image
@@ -110,20 +110,6 @@ class QuestionsReward:
             possible = {token for other in closed for token in self.model.tokens_that_read(other)}
             self._answers[expected] = tokens, sorted({*tokens, *possible}) if closed else None
         return self._answers[expected]
-
-
-def critique(scores: Mapping[str, float]) -> str:
-    """Return in words which skills this reward finds wrong in an image: those with a mean score under 0.75.
-
-    Args:
-        scores: of the image, by the reward's name, `questions/<skill>` among them.
-
-    Returns:
-        A sentence for the request to revise a draft; empty if no question with a skill was asked.
-    """
-    skills = {name.partition("/")[2]: score for name, score in scores.items() if name.startswith("questions/")}
-    wrong = ", ".join(sorted(skill for skill, score in skills.items() if score < 0.75)) or "nothing"
-    return f"A judge finds wrong: {wrong}." if skills else ""
 
 
 def with_needs(scores: Sequence[float], questions: Sequence[dict]) -> list[float]:

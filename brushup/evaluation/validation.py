@@ -101,9 +101,8 @@ class Validation:
             )
         return enhancements[: n * len(self.share)]
 
-    def revise(self, enhancer: PromptEnhancer, drafts: Arm, critic: bool = False) -> list[Enhancement]:
-        """Return the revisions of an arm's prompts, of this rank's share; the policy looks at their first images, and
-        reads a `critic` of them if there is one: see `PromptEnhancer.revise`.
+    def revise(self, enhancer: PromptEnhancer, drafts: Arm) -> list[Enhancement]:
+        """Return the revisions of an arm's prompts, of this rank's share; the policy looks at their first images.
 
         A draft without an image stays as it is; a gray one is shown, since all ranks must call generate equally often.
         """
@@ -116,12 +115,12 @@ class Validation:
             rendered = [RenderResult.failed(error)] * len(jobs)
         images = [result.image or Image.new("RGB", (64, 64), "gray") for result in rendered]
         drafted = [
-            Enhancement(row["user_prompt"], prompt, False, "", draft=Candidate(prompt, image, result.scores))
-            for row, prompt, image, result in zip(rows, share.prompts, images, rendered, strict=True)
+            Enhancement(row["user_prompt"], prompt, False, "", draft=Candidate(prompt, image, {}))
+            for row, prompt, image in zip(rows, share.prompts, images, strict=True)
         ]
         beside = [row.get("image") for row in rows]
         with progress("revising", len(drafted), lambda: enhancer.answered - before):
-            revised = enhancer.revise(drafted, beside, self.max_new_tokens, batch_size=self.batch_size, critic=critic)
+            revised = enhancer.revise(drafted, beside, self.max_new_tokens, batch_size=self.batch_size)
         found = zip(drafted, revised, rendered, strict=True)
         return [after if result.image else before for before, after, result in found][: len(self.share)]
 

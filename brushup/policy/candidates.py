@@ -1,22 +1,15 @@
 """Candidates: prompts for one user's prompt, rendered from one seed; a judge picks the best."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 from brushup.policy.enhancement import Candidate, Enhancement
-from brushup.render.job import RenderJob, Worker, columns_of
+from brushup.render.job import RenderJob, Worker
 from brushup.rewards.combine import Objective
 
 
-Questions = Mapping[str, list[dict]]  # of each user prompt, as in the column `questions` of a prompt file
-
-
 def pick_best(
-    rewrites: Sequence[Sequence[Enhancement]],
-    worker: Worker,
-    judge: Objective | Sequence[str] | None,
-    seed: int,
-    questions: Questions | None = None,
+    rewrites: Sequence[Sequence[Enhancement]], worker: Worker, judge: Objective | Sequence[str] | None, seed: int
 ) -> list[Enhancement]:
     """Return of each user prompt the candidate that the judge picks: the prompt itself, or one of its rewrites.
 
@@ -25,11 +18,9 @@ def pick_best(
         worker: renders and scores all candidates, which go to it at once.
         judge: as `pick` takes it.
         seed: of all images.
-        questions: that the judge asks.
     """
     groups = [list(dict.fromkeys([group[0].user_prompt, *(r.prompt for r in group)])) for group in rewrites]
-    prompts = [(prompt, group[0]) for group in groups for prompt in group]
-    rendered = iter(render_candidates(prompts, worker, seed, questions))
+    rendered = iter(render_candidates([(prompt, group[0]) for group in groups for prompt in group], worker, seed))
     picked = []
     for group, written in zip(groups, rewrites, strict=True):
         candidates = tuple(next(rendered) for _ in group)
@@ -40,33 +31,27 @@ def pick_best(
     return picked
 
 
-def with_drafts(
-    enhancements: Sequence[Enhancement], worker: Worker, seed: int, questions: Questions | None = None
-) -> list[Enhancement]:
+def with_drafts(enhancements: Sequence[Enhancement], worker: Worker, seed: int) -> list[Enhancement]:
     """Return the enhancements with their prompts as rendered drafts; what a judge has seen is not rendered again."""
     seen = {(e.user_prompt, found.prompt): found for e in enhancements for found in e.candidates}
     prompts = [(e.prompt, e.user_prompt) for e in enhancements if (e.user_prompt, e.prompt) not in seen]
-    rendered = iter(render_candidates(prompts, worker, seed, questions))
+    rendered = iter(render_candidates(prompts, worker, seed))
     return [replace(e, draft=seen.get((e.user_prompt, e.prompt)) or next(rendered)) for e in enhancements]
 
 
 def pick_revisions(
-    revisions: Sequence[Enhancement],
-    worker: Worker,
-    judge: Objective | Sequence[str] | None,
-    seed: int,
-    questions: Questions | None = None,
+    revisions: Sequence[Enhancement], worker: Worker, judge: Objective | Sequence[str] | None, seed: int
 ) -> list[Enhancement]:
     """Return each revision, or its draft where the judge does not give the revision more.
 
     Args:
         revisions: with their drafts, which have an image or an error.
         worker: renders and scores the revisions, which go to it at once; a draft left as it is is not rendered again.
-        judge, seed, questions: as for `pick_best`.
+        judge, seed: as for `pick_best`.
     """
     changed = [e.draft.image is not None and e.prompt != e.draft.prompt for e in revisions]
     prompts = [(e.prompt, e.user_prompt) for e, is_changed in zip(revisions, changed, strict=True) if is_changed]
-    rendered = iter(render_candidates(prompts, worker, seed, questions))
+    rendered = iter(render_candidates(prompts, worker, seed))
     picked = []
     for revision, is_changed in zip(revisions, changed, strict=True):
         if is_changed:
@@ -80,14 +65,9 @@ def pick_revisions(
     return picked
 
 
-def render_candidates(
-    prompts: Sequence[tuple[str, str]], worker: Worker, seed: int, questions: Questions | None = None
-) -> list[Candidate]:
-    """Return the candidates of prompts, each with the user's prompt that it is judged by, and its `questions`."""
-    jobs = []
-    for prompt, user_prompt in prompts:
-        columns = columns_of({"questions": (questions or {}).get(user_prompt)}, worker.columns)
-        jobs.append(RenderJob(prompt, user_prompt, seed, for_evaluation=True, columns=columns))
+def render_candidates(prompts: Sequence[tuple[str, str]], worker: Worker, seed: int) -> list[Candidate]:
+    """Return the candidates of prompts, each with the user's prompt that it is judged by."""
+    jobs = [RenderJob(prompt, user_prompt, seed, for_evaluation=True) for prompt, user_prompt in prompts]
     results = worker.submit(jobs, return_images=True).result() if jobs else []
     found = zip(prompts, results, strict=True)
     return [Candidate(prompt, result.image, result.scores, result.error) for (prompt, _), result in found]

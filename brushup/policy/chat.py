@@ -86,11 +86,10 @@ def _takes_system(processor: Processor) -> bool:
 
 
 class Draft(NamedTuple):
-    """A rewrite that was rendered, for the policy to look at, and a judge's words about its image, if any."""
+    """A rewrite that was rendered, for the policy to look at."""
 
     prompt: str
     image: Image.Image
-    critique: str = ""
 
 
 class Request(NamedTuple):
@@ -116,8 +115,7 @@ def ask(
     """
     tokenizer = tokenizer_of(processor)
     drafted = draft and without_special_tokens(tokenizer, draft.prompt)
-    critique = without_special_tokens(tokenizer, draft.critique) if draft else ""
-    messages = build_messages(without_special_tokens(tokenizer, user_prompt), draft=drafted, critique=critique)
+    messages = build_messages(without_special_tokens(tokenizer, user_prompt), draft=drafted)
     for message, shown in ((messages[1], image), (messages[-1], draft and draft.image)):
         if shown:
             message["content"] = [{"type": "image", "image": shown}, {"type": "text", "text": message["content"]}]
@@ -139,7 +137,7 @@ def with_requests(rows: Dataset, processor: Processor) -> Dataset:
         stored = stored.cast_column(column, datasets.Image(decode=False))
     requests, images = [], []
     for row in stored:
-        draft = row["draft"] and Draft(row["draft"], row["draft_image"], row.get("draft_critique") or "")
+        draft = row["draft"] and Draft(row["draft"], row["draft_image"])
         messages = prepare_multimodal_messages(ask(processor, row["user_prompt"], row.get("image"), draft))
         parts = [part for message in messages for part in message["content"] if part["type"] == "image"]
         images.append([part.pop("image") for part in parts])

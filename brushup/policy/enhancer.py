@@ -14,7 +14,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from trl import GRPOConfig
 
 from brushup.common import default_device
-from brushup.policy.candidates import Questions, pick_best, pick_revisions, with_drafts
+from brushup.policy.candidates import pick_best, pick_revisions, with_drafts
 from brushup.policy.chat import Draft, Request, ask, prepare_processor, tokenize, tokenizer_of
 from brushup.policy.compiled import compiled_decoding
 from brushup.policy.enhancement import Enhancement
@@ -23,7 +23,6 @@ from brushup.prompts.template import SYSTEM_PROMPT, parse_answer
 from brushup.recipe_config import AskingConfig
 from brushup.render.job import Worker
 from brushup.rewards.combine import Objective
-from brushup.rewards.questions import critique
 
 
 COMPILED_FROM = 4  # full batches: compiling takes as long as a few
@@ -144,7 +143,6 @@ class PromptEnhancer:
         worker: Worker | None = None,
         judge: Objective | Sequence[str] | None = None,
         turns: int = 1,
-        questions: Questions | None = None,
     ) -> Enhancement | list[Enhancement] | list[list[Enhancement]]:
         """Rewrite one prompt, or several.
 
@@ -155,12 +153,13 @@ class PromptEnhancer:
             seed: of the sampling, and of the images; the same seed, prompts and batch size give the same rewrites.
             image: a reference image beside the prompt, for image-text policies; one for all, or a list.
             batch_size: answers written at once.
-            best_of: rewrites, of which a judge picks one, or the prompt itself: see `candidates` of the result.
+            best_of: rewrites, the likeliest and sampled ones, of which a judge picks one, or the prompt itself: see
+                `candidates` and `reason` of the result.
             worker: renders and scores them (`load_worker`, or `HttpWorker` of a service).
-            judge: makes the total of the rewards, or names those to add up; those of training flatter. Default all.
+            judge: makes the total of the worker's rewards, or the names of those to add up; default all. Rewards of
+                the training flatter the policy: let others judge, too.
             turns: 2: the policy looks at the image of its rewrite, the `draft` of the result, and revises or keeps it.
                 A judge, if there is one, or `best_of`, takes the revision only if it has more than the draft.
-            questions: by user prompt, for the reward `questions`; the policy reads in which skills its draft fails.
 
         Returns:
             An `Enhancement` for a prompt, a list for several; with `n` > 1 a list of `n` in place of each.
@@ -169,26 +168,26 @@ class PromptEnhancer:
             ValueError: an empty prompt, `n` < 1, or not as many images as prompts; an image or two turns for a policy
                 that reads text only; `best_of` or two turns with `n`, without a worker, or with a judge it lacks.
         """
-        user_prompts = [prompt] if isinstance(prompt, str) else [*prompt]
-        images = [*image] if isinstance(image, Sequence) else [image] * len(user_prompts)
+        user_prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        images = list(image) if isinstance(image, Sequence) else [image] * len(user_prompts)
         self._check(user_prompts, images, n, best_of, turns, worker)
         requests = [Request(*pair) for pair in zip(user_prompts, images, strict=True)]
         write = functools.partial(self._write, max_new_tokens=max_new_tokens, seed=seed, batch_size=batch_size)
         if best_of > 1:
+            likeliest = write(requests, temperature=0.0)
             sampled = iter(write(_repeated(requests, best_of - 1), temperature=temperature or 0.7))
-            groups = [[e, *itertools.islice(sampled, best_of - 1)] for e in write(requests, temperature=0.0)]
-            enhancements = pick_best(groups, worker, judge, seed, questions)
+            groups = [[first, *itertools.islice(sampled, best_of - 1)] for first in likeliest]
+            enhancements = pick_best(groups, worker, judge, seed)
         else:
             temperature = (0.7 if n > 1 else 0.0) if temperature is None else temperature
             enhancements = write(_repeated(requests, n), temperature=temperature)
         if turns > 1:
-            drafted = with_drafts(enhancements, worker, seed, questions)
-            sampling = max_new_tokens, temperature or 0.0, seed, batch_size
-            enhancements = self.revise(drafted, images, *sampling, critic=bool(questions))
+            drafted = with_drafts(enhancements, worker, seed)
+            enhancements = self.revise(drafted, images, max_new_tokens, temperature or 0.0, seed, batch_size)
         if turns > 1 and (best_of > 1 or judge is not None):
-            enhancements = pick_revisions(enhancements, worker, judge, seed, questions)
+            enhancements = pick_revisions(enhancements, worker, judge, seed)
         if n > 1:
-            enhancements = [enhancements[i : i + n] for i in range(0, len(enhancements), n)]
+            enhancements = [enhancements[start : start + n] for start in range(0, len(enhancements), n)]
         return enhancements[0] if isinstance(prompt, str) else enhancements
 
     def revise(
@@ -199,7 +198,6 @@ class PromptEnhancer:
         temperature: float = 0.0,
         seed: int = 0,
         batch_size: int = 32,
-        critic: bool = False,
     ) -> list[Enhancement]:
         """Return the enhancements after a second turn, in which the policy looks at the drafts.
 
@@ -209,15 +207,14 @@ class PromptEnhancer:
             drafted: with their `draft`.
             images: the users' reference images, or None.
             max_new_tokens, temperature, seed, batch_size: as for `enhance`, whose errors it raises.
-            critic: tell the policy in which skills the draft's scores by `questions` are low.
         """
         if not isinstance(self.processor, ProcessorMixin):
             raise ValueError("this policy reads text only: it cannot look at a draft")
-        requests = []
-        for e, image in zip(drafted, images, strict=True):
-            if e.draft.image:
-                draft = Draft(e.draft.prompt, e.draft.image, critique(e.draft.scores) if critic else "")
-                requests.append(Request(e.user_prompt, image, draft))
+        requests = [
+            Request(e.user_prompt, image, Draft(e.draft.prompt, e.draft.image))
+            for e, image in zip(drafted, images, strict=True)
+            if e.draft.image
+        ]
         revised = iter(self._write(requests, max_new_tokens, temperature, seed, batch_size))
         return [
             replace(next(revised), draft=e.draft, candidates=e.candidates, reason=e.reason) if e.draft.image else e
@@ -226,7 +223,12 @@ class PromptEnhancer:
 
     @torch.no_grad()  # not inference_mode: FSDP2 would go on with its tensors in training
     def _write(
-        self, requests: Sequence[Request], max_new_tokens: int, temperature: float, seed: int, batch_size: int
+        self,
+        requests: Sequence[Request],
+        max_new_tokens: int,
+        temperature: float,
+        seed: int,
+        batch_size: int,
     ) -> list[Enhancement]:
         """Return an enhancement of each request."""
         enhancements = []
@@ -269,7 +271,10 @@ class PromptEnhancer:
             raise ValueError("this policy reads text only: leave `image` out, and take turns=1")
 
     def _answer(
-        self, requests: Sequence[Request], temperature: float, **generation: Any
+        self,
+        requests: Sequence[Request],
+        temperature: float,
+        **generation: Any,
     ) -> list[tuple[str, str | None]]:
         """Return the policy's answer to each request, and the prompt in it; None if it is malformed."""
         inputs = tokenize(self.processor, [ask(self.processor, *request) for request in requests])

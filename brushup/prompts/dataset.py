@@ -44,7 +44,7 @@ def load_prompts(
         The rows with `user_prompt` and, for the policy, `prompt`: the messages (system, user). All other columns are
         kept and reach the rewards; `category` and `difficulty` are texts, `questions` are checked (see
         `fault_of_questions`). An `image` column (paths are relative to the file) reaches an image-text policy. Rows
-        with `draft`, a rewrite, and `draft_image`, its image, ask to revise it, and say the `draft_critique`, if any.
+        with `draft`, a rewrite, and `draft_image`, its image, ask to revise it.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -101,20 +101,16 @@ def _fault_of(prompt: object) -> str | None:
 
 
 def _faults_of_drafts(rows: Dataset) -> dict[int, str]:
-    """Return the fault of each row, by its index, that has one of `draft` and `draft_image` without the other, or a
-    critique that is no text."""
-    drafts, images, critiques = (
-        rows[name] if name in rows.column_names else [None] * len(rows)
-        for name in ("draft", "draft_image", "draft_critique")
+    """Return the fault of each row, by its index, that has one of `draft` and `draft_image` without the other."""
+    drafts, images = (
+        rows[name] if name in rows.column_names else [None] * len(rows) for name in ("draft", "draft_image")
     )
     faults = {}
-    for index, (draft, image, critique) in enumerate(zip(drafts, images, critiques, strict=True)):
+    for index, (draft, image) in enumerate(zip(drafts, images, strict=True)):
         if draft is not None and (fault := _fault_of(draft)):
             faults[index] = f"`draft` {fault}"
         elif (draft is None) != (image is None):
             faults[index] = "`draft` and `draft_image` go together, and one is missing"
-        elif not isinstance(critique, str | None):
-            faults[index] = f"`draft_critique` must be a text, found {critique!r:.60}"
     return faults
 
 

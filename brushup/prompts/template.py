@@ -22,19 +22,16 @@ REVISE = (
 
 
 def build_messages(
-    user_prompt: str, system_prompt: str = SYSTEM_PROMPT, draft: str | None = None, critique: str = ""
+    user_prompt: str, system_prompt: str = SYSTEM_PROMPT, draft: str | None = None
 ) -> list[dict[str, str]]:
     """Return the conversation that asks a policy to rewrite `user_prompt` (system, user).
 
     With a `draft`, the rewrite of the first turn, it goes on with that (assistant) and with the request to revise it
-    (user), whose message the draft's image belongs in; it ends with the `critique` of that image, if there is one.
+    (user), whose message the draft's image belongs in.
     """
     messages = [{"role": "system", "content": system_prompt}, {"role": "user", "content": user_prompt}]
     if draft is not None:
-        messages += [
-            {"role": "assistant", "content": draft},
-            {"role": "user", "content": f"{REVISE} {critique}".strip()},
-        ]
+        messages += [{"role": "assistant", "content": draft}, {"role": "user", "content": REVISE}]
     return messages
 
 

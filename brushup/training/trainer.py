@@ -75,7 +75,6 @@ class PromptEnhancerTrainer(GRPOTrainer):
         self.arms: dict[int, Arm] = {}  # the outcome of each validation, by step
         self.revised_arms: dict[int, Arm] = {}  # of the second turn, if it is trained
         self.revises = "draft" in self.train_dataset.column_names
-        self.critic = "draft_critique" in self.train_dataset.column_names
         measures_gain = args.log_gain or self.objective.gain_gates or self.revises
         self.gained = [spec.name for spec in rewards if measures_gain and spec.looks_at_images]
         self.failure_limit = FailureLimit(args.max_failed_batches)
@@ -246,8 +245,7 @@ class PromptEnhancerTrainer(GRPOTrainer):
             metrics, revised = validation.metrics(arm), None
             if self.revises:
                 with trl_adjustments.whole_policy(self) as policy:
-                    enhancer = PromptEnhancer(policy, self.processing_class)
-                    enhancements = validation.revise(enhancer, arm, self.critic)
+                    enhancements = validation.revise(PromptEnhancer(policy, self.processing_class), arm)
                 revised = validation.render_rewrites(enhancements)
                 metrics |= {f"revised/{name}": value for name, value in validation.metrics(revised).items()}
         except RuntimeError as error:

@@ -27,14 +27,14 @@ from brushup.policy.chat import Draft, ask
 from brushup.policy.enhancer import PromptEnhancer
 from brushup.prompts.template import REVISE, build_messages, parse_answer
 from brushup.rewards.image_text_model import DOES_IT_SHOW
-from brushup.rewards.questions import ASK, critique, with_needs
+from brushup.rewards.questions import ASK
 from free_users import FreeSpeaker
 from learning import DEVICE, KINDS, load_generator, optimize, part_labels, wear
 from odd_users import OddSpeaker
 
 
 WAYS = (users.Speaker, FreeSpeaker, users.Speaker, OddSpeaker)  # of speaking, of users whom pretraining hears
-REWRITE_STEPS, VISION_STEPS, JUDGE_STEPS, POLICY_STEPS = 5000, 1000, 3000, 4500
+REWRITE_STEPS, VISION_STEPS, JUDGE_STEPS, POLICY_STEPS = 5000, 1000, 3000, 10_000
 
 
 # Qwen2-VL's own markup: system and user turns, pictures as placeholders that the processor expands.
@@ -152,18 +152,7 @@ def revision_example(drawn: list[Drawn], rng: random.Random) -> tuple[str, Draft
         text, picture = world.caption(shown), world.draw_scene(shown, rng)
     is_right = world.shows(world.read_picture(picture), said)
     answer = rewrites.mixed_revision(text, is_right, scene, said, spoken, rng)
-    words = judged(picture, said) if rng.random() < 0.5 else ""
-    return prompt, Draft(text, wear(picture, rng), words), answer
-
-
-def judged(picture: Image.Image, said: dict) -> str:
-    """Return the critique of an image by the checker, as the reward `questions` gives it in use."""
-    seen, questions = world.read_picture(picture), users.questions_of(said)
-    right = [float(world.answer_question(seen, row["question"]) == row["answer"]) for row in questions]
-    by_skill: dict[str, list[float]] = {}
-    for row, score in zip(questions, with_needs(right, questions), strict=True):
-        by_skill.setdefault(f"questions/{row['skill']}", []).append(score)
-    return critique({skill: sum(scores) / len(scores) for skill, scores in by_skill.items()})
+    return prompt, Draft(text, wear(picture, rng)), answer
 
 
 def _nearer(scene: dict, rng: random.Random) -> dict:

@@ -1,7 +1,5 @@
 """Several rewrites and the user's own prompt are rendered, and a judge picks one."""
 
-import json
-
 import pytest
 from conftest import TINY_WORLD
 
@@ -9,7 +7,7 @@ from brushup.policy.candidates import pick
 from brushup.policy.chat import Draft, Request, ask, tokenize
 from brushup.policy.enhancement import Candidate
 from brushup.policy.enhancer import PromptEnhancer
-from brushup.prompts.template import REVISE, parse_answer
+from brushup.prompts.template import parse_answer
 from brushup.rewards.combine import Objective
 from support.training import StubWorker
 
@@ -104,24 +102,6 @@ def test_in_a_second_turn_the_policy_looks_at_its_draft_and_answers_again(enhanc
     answer = enhancer.model.generate(**inputs, max_new_tokens=128, do_sample=False, **enhancer.decoding)
     text = enhancer.processor.tokenizer.decode(answer[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
     assert revised[0].answer == text
-
-
-def test_the_policy_is_told_in_which_skills_the_judge_finds_its_draft_wrong(enhancer, monkeypatch):
-    scores = {"clip": 0.3, "questions": 0.6, "questions/color": 0.9, "questions/count": 0.4, "questions/size": 0.74}
-    worker, asked = StubWorker(lambda job: scores), []
-    worker.columns = ("questions",)
-    monkeypatch.setattr(
-        enhancer, "_answer", lambda requests, *_, **__: [asked.append(r) or ("x", "x") for r in requests]
-    )
-    questions = {PROMPTS[0]: [{"question": "What color is the square?", "answer": "red", "skill": "color"}]}
-    enhancer.enhance(PROMPTS, turns=2, worker=worker, questions=questions)
-    assert [json.loads(job.columns).get("questions") for job in worker.batches[0]] == [questions[PROMPTS[0]], None]
-    assert asked[2].draft.critique == "A judge finds wrong: count, size."
-    request = ask(enhancer.processor, *asked[2])[-1]["content"][-1]["text"]
-    assert request == f"{REVISE} A judge finds wrong: count, size."
-    asked.clear()
-    enhancer.enhance(PROMPTS, turns=2, worker=worker)  # without questions it is not told
-    assert asked[2].draft.critique == ""
 
 
 @pytest.mark.parametrize("better", [True, False])

@@ -13,7 +13,7 @@ from transformers import AutoProcessor, Qwen2VLForConditionalGeneration
 import users
 import world
 from brushup.prompts.dataset import load_prompts
-from brushup.rewards.questions import critique, with_needs
+from brushup.rewards.questions import with_needs
 from support.judge import save_judge
 from support.rewards import load_reward
 
@@ -81,14 +81,6 @@ def test_a_prompt_without_questions_is_judged_as_by_vqa(judge):
     scores = load_reward("questions", model_name=judge)(images, prompts, prompts, [QUESTIONS, None])
     expected = load_reward("vqa", model_name=judge)(images[1:], prompts[1:], [""])
     assert scores[1] == {"score": pytest.approx(expected[0], abs=1e-5)}
-
-
-def test_the_critique_names_the_skills_that_are_wrong():
-    assert critique({"questions": 0.7, "questions/size": 0.8, "questions/color": 0.5, "clip": 0.1}) == (
-        "A judge finds wrong: color."
-    )
-    assert critique({"questions/size": 0.8}) == "A judge finds wrong: nothing."
-    assert critique({"questions": 0.1, "clip": 0.1}) == ""  # nobody asked about a skill
 
 
 def test_a_question_counts_0_if_one_that_it_needs_was_answered_wrong():

@@ -17,7 +17,7 @@ POLICY = str(TINY_WORLD / "policy")
 
 
 class StubWorker:
-    """Answers each job with `verdict(job)`: a clip score, all scores, or the machine's error. Reads four tokens."""
+    """Answers each job with `verdict(job)`: a clip score, or the error of the machine. Reads four words as tokens."""
 
     token_limits = {"words": 4}
     columns: tuple[str, ...] = ()
@@ -42,11 +42,7 @@ class StubWorker:
                 [
                     RenderResult.failed(verdict)
                     if isinstance(verdict, str)
-                    else RenderResult(
-                        verdict if isinstance(verdict, dict) else {"clip": verdict},
-                        image,
-                        tokens={"words": len(job.prompt.split())},
-                    )
+                    else RenderResult({"clip": verdict}, image, tokens={"words": len(job.prompt.split())})
                     for job, verdict in zip(jobs, verdicts, strict=True)
                 ]
             )
