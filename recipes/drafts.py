@@ -2,12 +2,12 @@
 
     python recipes/drafts.py --config recipes/tiny_cpu.yaml --output_dir runs/tiny_drafts
     accelerate launch --config_file accelerate_configs/cpu.yaml recipes/grpo.py --config recipes/tiny_cpu.yaml \\
-        --train_prompts runs/tiny_drafts/train.jsonl --max_steps 200 --output_dir runs/tiny_revise
+        --train_prompts runs/tiny_drafts/train.jsonl --output_dir runs/tiny_revise
 
-`output_dir/train.jsonl` has each training prompt twice: with a sampled `draft` and its `draft_image`, which asks to
-revise it, and without, so that both turns are trained together. The reward of a revision is its gain over the draft.
-The drafts are by the policy before training, or by `--adapter`. Train both turns from the start: a policy that was
-trained on the first alone answers the second with the same rewrite again (docs/second_turn.md).
+`output_dir/train.jsonl` has each training prompt with a sampled `draft` and its `draft_image`, which asks to revise
+it. The reward of a revision is its gain over the draft. The drafts are by the policy before training, or by
+`--adapter`. The first turn learns along, without rows of its own; the other way round it does not work: a policy that
+was trained on the first turn alone answers the second with the same rewrite again (docs/second_turn.md).
 """
 
 from brushup.flags import answer_at_once, parse
@@ -61,10 +61,10 @@ def main(data: DataConfig, render: RenderConfig, args: EvaluationConfig) -> None
             file = folder / f"{number:06d}.png"
             image.save(file)
             drafted.append({**row, "draft": enhancement.prompt, "draft_image": str(file.relative_to(args.output_dir))})
-    lines = [json.dumps(row, ensure_ascii=False) for row in [*drafted, *rows]]
+    lines = [json.dumps(row, ensure_ascii=False) for row in drafted]
     path = Path(args.output_dir) / "train.jsonl"
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    say(f"{path}: {len(drafted):,} drafts ({len(rows) - len(drafted)} failed), and {len(rows):,} prompts without one")
+    say(f"{path}: {len(drafted):,} drafts ({len(rows) - len(drafted)} failed)")
 
 
 if __name__ == "__main__":

@@ -12,15 +12,14 @@ from support.short_run import flags
 
 
 @pytest.mark.slow
-def test_drafts_are_written_and_both_turns_trained_on_them(tmp_path):
+def test_drafts_are_written_and_trained_on(tmp_path):
     drafts = tmp_path / "drafts"
     command = [sys.executable, "recipes/drafts.py", "--config", "recipes/tiny_cpu.yaml", "--output_dir", str(drafts)]
     done = run([*command, "--max_train_samples", "8"])
-    assert "8 drafts (0 failed), and 8 prompts without one" in done.stdout
+    assert "8 drafts (0 failed)" in done.stdout
     rows = [json.loads(line) for line in (drafts / "train.jsonl").read_text().splitlines()]
-    assert [row["user_prompt"] for row in rows[:8]] == [row["user_prompt"] for row in rows[8:]]
-    assert all(row["draft"] and Image.open(drafts / row["draft_image"]).size == (48, 48) for row in rows[:8])
-    assert all("draft" not in row and row["questions"] for row in rows[8:])
+    assert len({row["user_prompt"] for row in rows}) == 8 and all(row["questions"] for row in rows)
+    assert all(row["draft"] and Image.open(drafts / row["draft_image"]).size == (48, 48) for row in rows)
 
     run(recipe(*flags(tmp_path), "--train_prompts", str(drafts / "train.jsonl"), "--max_steps", "2"))
     results = Results.load(tmp_path / "out")
