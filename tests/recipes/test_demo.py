@@ -35,12 +35,7 @@ from support.launching import ENVIRONMENT
 COMMAND = (sys.executable, "recipes/demo.py", "--config", "recipes/tiny_cpu.yaml")
 POLICY = "data/tiny_world/policy"
 PROMPT = "crimson disk, huge, snowy backdrop"
-REVISED = (
-    PROMPT,
-    "a tiny azure ball on ebony",
-    "two lime boxes, little",
-    "흰 배경에 커다란 붉은 원",
-)  # users' prompts
+PROMPTS = (PROMPT, "a tiny azure ball on ebony", "two lime boxes, little", "흰 배경에 커다란 붉은 원")
 
 
 @pytest.fixture(scope="module")
@@ -231,7 +226,7 @@ def test_several_rewrites_to_choose_from(page, worker):
         clip = [result.scores["clip"] for result in worker.submit(jobs).result()]
         return prompts, clip.index(max(clip))
 
-    prompt, (prompts, best) = next((p, found) for p in REVISED if (found := rewrites(p))[1])
+    prompt, (prompts, best) = next((p, found) for p in PROMPTS if (found := rewrites(p))[1])
     assert len(prompts) > 1
     choose_model(page, POLICY)
     page.get_by_role("spinbutton", name=re.compile("Rewrites")).fill("8")
@@ -250,7 +245,7 @@ def test_the_policy_looks_at_its_rewrite_and_revises_it(page, worker):
     choose_model(page, POLICY)
     page.get_by_label("Look at the image").check()
     enhancer = PromptEnhancer.from_pretrained(POLICY, device="cpu")
-    drafted = [(p, enhancer.enhance(p, 1, 32, 0, seed=5, turns=2, worker=worker)) for p in REVISED]
+    drafted = [(p, enhancer.enhance(p, 1, 32, 0, seed=5, turns=2, worker=worker)) for p in PROMPTS]
     prompt, wanted = next((p, found) for p, found in drafted if found.prompt != found.draft.prompt)
     shown = enhance(page, prompt, seed=5)
     assert shown.texts == [prompt, wanted.draft.prompt]

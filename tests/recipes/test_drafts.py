@@ -18,7 +18,7 @@ def test_drafts_are_written_and_trained_on(tmp_path):
     done = run([*command, "--max_train_samples", "8"])
     assert "8 drafts (0 failed)" in done.stdout
     rows = [json.loads(line) for line in (drafts / "train.jsonl").read_text().splitlines()]
-    assert len({row["user_prompt"] for row in rows}) == 8 and all(row["questions"] for row in rows)
+    assert len(rows) == len({row["user_prompt"] for row in rows}) == 8 and all(row["questions"] for row in rows)
     assert all(row["draft"] and Image.open(drafts / row["draft_image"]).size == (48, 48) for row in rows)
 
     run(recipe(*flags(tmp_path), "--train_prompts", str(drafts / "train.jsonl"), "--max_steps", "2"))

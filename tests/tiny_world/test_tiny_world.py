@@ -17,7 +17,7 @@ from odd_users import OddSpeaker
 from odd_words import EMOJI
 
 
-ICONS = [icons.values() for icons in EMOJI.values()]
+ICONS = "".join(icon for icons in EMOJI.values() for icon in icons.values())
 
 
 def rows(name):
@@ -177,7 +177,7 @@ def test_users_whom_pretraining_hears_say_what_they_mean(way):
         assert prompt.strip() and "None" not in prompt and not re.search(r"{[a-z_0-9]+}", prompt), prompt
         if category in ("plain", "order", "terse", "polite"):  # no slips, no capitals
             shapes = {group["shape"] for group in said["objects"]} - {None}
-            assert shapes <= {*spoken} or any(emoji in prompt for emoji in "".join(map("".join, ICONS))), prompt
+            assert shapes <= {*spoken} or any(icon in prompt for icon in ICONS), prompt
 
 
 def test_the_policy_learns_from_rewrites_of_mixed_quality():
