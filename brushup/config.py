@@ -203,6 +203,12 @@ class PromptEnhancerConfig(ScoringConfig, GRPOConfig):
     images_per_prompt: int = setting(
         "Images rendered of each rewrite (K); its image rewards are averaged over them.", default=1
     )
+    turns: int = setting(
+        "2: every other group of a batch is the second turn. The policy looks at the image of a rewrite that it has "
+        "just written, and keeps or revises it; the reward is the gain over it.",
+        default=1,
+        choices=[1, 2],
+    )
     max_staleness: int = setting(
         "Optimizer steps by which rewrites may be older than the policy that trains on them. 1: the next step's "
         "rewrites are written before this step is trained on, and rendered meanwhile; importance sampling "

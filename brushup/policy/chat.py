@@ -6,7 +6,6 @@ import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import datasets
 from datasets import Dataset
 from PIL import Image
 from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
@@ -123,27 +122,9 @@ def ask(
 
 
 def with_requests(rows: Dataset, processor: Processor) -> Dataset:
-    """Return the rows with the column `prompt` as this policy is asked; images stay in their columns.
-
-    Rows with drafts get `images`, as TRL reads them: those of the messages, in order.
-    """
-    if "draft" not in rows.column_names:
-        requests = [ask(processor, user_prompt) for user_prompt in rows["user_prompt"]]
-        return rows.remove_columns("prompt").add_column("prompt", requests)
-    if not isinstance(processor, ProcessorMixin):
-        raise ValueError("train_prompts: the rows have a `draft` to look at, but this policy reads text only")
-    stored = rows
-    for column in {"image", "draft_image"} & {*rows.column_names}:
-        stored = stored.cast_column(column, datasets.Image(decode=False))
-    requests, images = [], []
-    for row in stored:
-        draft = row["draft"] and Draft(row["draft"], row["draft_image"])
-        messages = prepare_multimodal_messages(ask(processor, row["user_prompt"], row.get("image"), draft))
-        parts = [part for message in messages for part in message["content"] if part["type"] == "image"]
-        images.append([part.pop("image") for part in parts])
-        requests.append(messages)
-    rows = rows.remove_columns(["prompt", "draft_image"]).add_column("prompt", requests)
-    return rows.add_column("images", images, feature=datasets.List(datasets.Image()))
+    """Return the rows with the column `prompt` as this policy is asked; images stay in their column."""
+    requests = [ask(processor, user_prompt) for user_prompt in rows["user_prompt"]]
+    return rows.remove_columns("prompt").add_column("prompt", requests)
 
 
 def without_special_tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> str:

@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 DIFFICULTIES = ("easy", "medium", "hard")
 TAKEN = (  # the arguments that TRL and the trainer give to rewards beside a data set's columns
     *("prompt", "prompts", "completion", "completions", "completion_ids", "raw_answer", "images", "image_scores"),
-    *("rewrite_tokens", "environments", "trainer_state", "log_extra", "log_metric"),
+    *("rewrite_tokens", "draft", "environments", "trainer_state", "log_extra", "log_metric"),
 )
 
 
@@ -43,15 +43,14 @@ def load_prompts(
     Returns:
         The rows with `user_prompt` and, for the policy, `prompt`: the messages (system, user). All other columns are
         kept and reach the rewards; `category` and `difficulty` are texts, `questions` are checked (see
-        `fault_of_questions`). An `image` column (paths are relative to the file) reaches an image-text policy. Rows
-        with `draft`, a rewrite, and `draft_image`, its image, ask to revise it.
+        `fault_of_questions`). An `image` column (paths are relative to the file) reaches an image-text policy.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: a line is broken, a column is missing or has a name that is taken, a value is of another kind than
             the others of its column, a prompt is empty or too long, its questions are not of their form, an image
-            can't be opened, a draft lacks its image, there is a row for each question about a prompt, or no row is
-            left; the message gives file and line.
+            can't be opened, there is a row for each question about a prompt, or no row is left; the message gives
+            file and line.
     """
     rows, places, faults = read_table(source, split)
     _check_columns(source, rows, prompt_column)
@@ -59,12 +58,10 @@ def load_prompts(
         for index, value in enumerate(rows[column] if column in rows.column_names else []):
             if fault := fault_of(value):
                 faults.setdefault(places[index], f"`{column}` {fault}")
-    unusable = _faults_of_drafts(rows)
-    for column in {"image", "draft_image"} & {*rows.column_names}:
-        rows, unreadable = load_images(rows, column, Path(source).parent, split == "train" and column == "image")
-        unusable |= unreadable
-    for index, fault in unusable.items():
-        faults.setdefault(places[index], fault)
+    if "image" in rows.column_names:
+        rows, unreadable = load_images(rows, Path(source).parent, all_or_none=split == "train")
+        for index, fault in unreadable.items():
+            faults.setdefault(places[index], fault)
     place, fault = _first(faults) if faults else ("", "")
     if faults and not skip_bad_rows:
         more = f" ({len(faults) - 1} more bad rows; skip_bad_rows: true leaves them out)" if len(faults) > 1 else ""
@@ -98,20 +95,6 @@ def _fault_of(prompt: object) -> str | None:
     if len(prompt) > MAX_PROMPT_CHARS:
         return f"has {len(prompt)} characters, more than {MAX_PROMPT_CHARS}: {prompt[:40]!r} ..."
     return None
-
-
-def _faults_of_drafts(rows: Dataset) -> dict[int, str]:
-    """Return the fault of each row, by its index, that has one of `draft` and `draft_image` without the other."""
-    drafts, images = (
-        rows[name] if name in rows.column_names else [None] * len(rows) for name in ("draft", "draft_image")
-    )
-    faults = {}
-    for index, (draft, image) in enumerate(zip(drafts, images, strict=True)):
-        if draft is not None and (fault := _fault_of(draft)):
-            faults[index] = f"`draft` {fault}"
-        elif (draft is None) != (image is None):
-            faults[index] = "`draft` and `draft_image` go together, and one is missing"
-    return faults
 
 
 def _check_columns(source: str, rows: Dataset, prompt_column: str) -> None:

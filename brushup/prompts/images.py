@@ -37,32 +37,32 @@ def load_image(path: str | Path | BinaryIO) -> Image.Image:
         raise ValueError(f"{name}: no image that can be read ({error})") from error
 
 
-def load_images(rows: Dataset, column: str, folder: Path, all_or_none: bool) -> tuple[Dataset, dict[int, str]]:
-    """Return the rows with this column as images, and the fault of each row whose image can't be used.
+def load_images(rows: Dataset, folder: Path, all_or_none: bool) -> tuple[Dataset, dict[int, str]]:
+    """Return the rows with the column `image` as images, and the fault of each row whose image can't be used.
 
     Every image is decoded once. One that `load_image` changes (turned, transparent, 16 bits) is kept as changed.
 
     Args:
-        rows: with paths, or with images of `datasets`, in the column.
+        rows: with paths, or with images of `datasets`.
         folder: paths are relative to it.
         all_or_none: a row without an image is a fault if most rows have one.
     """
-    if isinstance(rows.features[column], datasets.Image):
-        rows = rows.cast_column(column, datasets.Image(decode=False))
+    if isinstance(rows.features["image"], datasets.Image):
+        rows = rows.cast_column("image", datasets.Image(decode=False))
     with ThreadPoolExecutor() as threads:
-        found = list(threads.map(partial(_decoded, folder=folder), rows[column]))
+        found = list(threads.map(partial(_decoded, folder=folder), rows["image"]))
     faults = {index: item for index, item in enumerate(found) if isinstance(item, str)}
     missing = [index for index, item in enumerate(found) if item is None]
     if all_or_none and 2 * len(missing) < len(found):
-        faults |= dict.fromkeys(missing, f"`{column}` is missing; for training all rows have one, or none has")
+        faults |= dict.fromkeys(missing, "`image` is missing; for training all rows have one, or none has")
     elif all_or_none and len(missing) < len(found):
         present = {*range(len(found))} - {*missing}
         faults = dict.fromkeys(
-            present, f"`{column}` is there, but most rows have none; for training all have one, or none"
+            present, "`image` is there, but most rows have none; for training all have one, or none"
         )
     items = [item if isinstance(item, dict) else None for item in found]
-    rows = rows.remove_columns(column)
-    return rows.add_column(column, items, feature=datasets.Image()), faults
+    rows = rows.remove_columns("image")
+    return rows.add_column("image", items, feature=datasets.Image()), faults
 
 
 def _decoded(item: str | dict | None, folder: Path) -> dict | str | None:

@@ -28,8 +28,8 @@ class ScoredBatch:
         rewards: as the rewards gave them, (rows, rewards), NaN where there is none.
         gains: over the image of the user prompt, or of the draft, (rows, rewards), NaN where unknown.
         values: the rewards to train on, (rows, rewards), NaN for a failed row.
-        malformed, kept, failed, gated: bool, (rows,); `kept` rows left the user prompt, or the draft, as it is,
-            `gated` ones missed a gate.
+        malformed, kept, revised, failed, gated: bool, (rows,); `kept` rows left the user prompt, or the draft, as it
+            is, `revised` ones are of the second turn, `gated` ones missed a gate.
         growth: length, repetition and cut of the rewrites, each (rows,), NaN where nothing was rendered.
         tokens_cut: by tokenizer, the tokens that it does not read, (rows,), NaN where nothing was rendered.
         errors: of the machine and of the rewards.
@@ -42,6 +42,7 @@ class ScoredBatch:
     values: np.ndarray
     malformed: np.ndarray
     kept: np.ndarray
+    revised: np.ndarray
     failed: np.ndarray
     gated: np.ndarray
     growth: dict[str, np.ndarray]
@@ -95,7 +96,7 @@ class ScoredBatch:
         failed = of["failed"].astype(bool) | ~(malformed | objective.has_all_inputs(raw, gains))
         values, gated = objective.shape_rewards(raw, gains, malformed, failed, revised)
         return cls(
-            *(rollout.step, raw, gains, values, malformed, of["kept"].astype(bool), failed, gated),
+            *(rollout.step, raw, gains, values, malformed, of["kept"].astype(bool), revised, failed, gated),
             {name: of[name] for name in growth},
             {name: of[f"cut {name}"] for name in cut},
             gather_object(rendered.errors),
@@ -105,7 +106,7 @@ class ScoredBatch:
     @classmethod
     def joined(cls, batches: "Sequence[ScoredBatch]") -> "ScoredBatch":
         """Return the rows of all batches of an optimizer step as one batch."""
-        names = ("rewards", "gains", "values", "malformed", "kept", "failed", "gated")
+        names = ("rewards", "gains", "values", "malformed", "kept", "revised", "failed", "gated")
         arrays = [np.concatenate([vars(batch)[name] for batch in batches]) for name in names]
         dicts = [
             {key: np.concatenate([vars(batch)[name][key] for batch in batches]) for key in vars(batches[0])[name]}
@@ -191,6 +192,11 @@ def log_batch(
             log(f"raw_rewards/{name}", batch.rewards[scored, column])
             log_column(f"raw_{name}", batch.rewards[:, column])
         log("render/held_back", batch.gated[scored])
+    if batch.revised.any():  # a revision's reward is a gain: their mean with the first turn's says nothing
+        weights = np.array(list(objective.weights.values()))
+        totals = np.where(weights, batch.values, 0.0) @ weights
+        log("turns/first/reward", totals[scored & ~batch.revised])
+        log("turns/second/reward", totals[scored & batch.revised])
     if gained:
         columns = [names.index(name) for name in gained]
         for name, column in zip(gained, columns, strict=True):

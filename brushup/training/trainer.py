@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import gather
-from transformers import Trainer, TrainerCallback
+from transformers import ProcessorMixin, Trainer, TrainerCallback
 from trl import GRPOTrainer
 
 from brushup.config import PromptEnhancerConfig
@@ -26,6 +26,7 @@ from brushup.rewards.registry import RewardSpec, load_text_rewards
 from brushup.training import trl_adjustments
 from brushup.training.checkpoints import RunMark, save_now
 from brushup.training.cost import StepTimes
+from brushup.training.drafting import with_drafts
 from brushup.training.hacking_watch import RewardHackingWatch
 from brushup.training.log_probs import record_log_probs
 from brushup.training.rollout import ImageReward, RenderedRows, Rollout, current_prompt, jobs_of, prompts_of
@@ -40,9 +41,9 @@ class PromptEnhancerTrainer(GRPOTrainer):
     All rewrites of an optimizer step (with `max_staleness: 1` also those of the next) are written before the first of
     them is trained on, and go to the worker at once; it renders while the policy writes on, and trains. A malformed
     completion is the policy's fault and has reward 0. A row of which the machine failed an image is left out: all its
-    rewards are NaN, which TRL excludes from the group. A row with a `draft` is a second turn: its reward is the gain
-    over the draft, and a loss weighs double. `evaluate` renders the held-out prompts (see [`Validation`])
-    instead of computing a loss.
+    rewards are NaN, which TRL excludes from the group. With `turns: 2` every other group revises a draft (see
+    `with_drafts`): the reward is the gain over the draft, and a loss weighs double. `evaluate` renders the held-out
+    prompts (see [`Validation`]) instead of computing a loss.
 
     Args:
         model: as for `GRPOTrainer`.
@@ -66,6 +67,8 @@ class PromptEnhancerTrainer(GRPOTrainer):
         functions = [self.text_rewards.get(spec.name) or ImageReward(spec.name) for spec in rewards]
         super().__init__(model, functions, args=args, eval_dataset=eval_dataset, **kwargs)
         check_policy(self.model, args, self.accelerator.is_fsdp2)
+        if args.turns > 1 and not isinstance(self.processing_class, ProcessorMixin):
+            raise ValueError("turns: 2 shows the policy its image, but this one reads text only: leave it out")
         prepare_processor(self.processing_class, args.chat_template_kwargs)
         self.train_dataset = with_requests(self.train_dataset, self.processing_class)
         setattr(self.model.generation_config, DECODING, decoding_of(args))  # also for validation and later use
@@ -74,9 +77,11 @@ class PromptEnhancerTrainer(GRPOTrainer):
         self.validation = self._validation_on([] if isinstance(eval_dataset, dict) else eval_dataset or [])
         self.arms: dict[int, Arm] = {}  # the outcome of each validation, by step
         self.revised_arms: dict[int, Arm] = {}  # of the second turn, if it is trained
-        self.revises = "draft" in self.train_dataset.column_names
-        measures_gain = args.log_gain or self.objective.gain_gates or self.revises
-        self.gained = [spec.name for spec in rewards if measures_gain and spec.looks_at_images]
+        self.measures_gain = bool(
+            args.log_gain or self.objective.gain_gates
+        )  # of all rewrites, not of revisions alone
+        is_known = self.measures_gain or args.turns > 1
+        self.gained = [spec.name for spec in rewards if is_known and spec.looks_at_images]
         self.failure_limit = FailureLimit(args.max_failed_batches)
         self.add_callback(RewardHackingWatch(args.reward_hacking_window, args.stop_on_reward_hacking))
         for callback in (ZScoreState(), RunMark()):
@@ -117,12 +122,15 @@ class PromptEnhancerTrainer(GRPOTrainer):
         for index in range(start, len(self._known), every)[len(self._rollouts) :]:
             step = self.state.global_step + index // self.args.gradient_accumulation_steps
             if step < self.state.max_steps:
+                number = step + index % self.args.gradient_accumulation_steps // every
                 with self.times.measure("write"):
-                    self._rollouts.append(self._write(self._known[index], step))
+                    rows = self._known[index]
+                    rows = with_drafts(self, rows, step, number) if self.args.turns > 1 else rows
+                    self._rollouts.append(self._write(rows, step))
                 self._token_counts.setdefault(step, []).append(self._rollouts[-1].token_count)
                 self._token_counts.pop(step - 3, None)
         self._rollout = self._rollouts.popleft()
-        output = super()._generate_and_score_completions(inputs)
+        output = super()._generate_and_score_completions(self._rollout.rows)
         # TRL's token-level losses divide by the tokens of a generation batch: make it those of the optimizer step.
         output["num_items_in_batch"] = torch.stack(self._token_counts[self._rollout.step]).mean()
         if self.args.max_staleness and not self.use_vllm:  # importance sampling corrects for the update since
@@ -133,24 +141,21 @@ class PromptEnhancerTrainer(GRPOTrainer):
         """Write the completions of these rows, submit their rewrites, and return the rollout."""
         records = self.args.max_staleness and not self.use_vllm  # vLLM tells log-probabilities by itself
         policy = self.accelerator.unwrap_model(self.model_wrapped)
-        trl_adjustments.compile_decoding(self, policy)
         recording = record_log_probs(policy, self.temperature) if records else nullcontext()
         with recording as recorder, trl_adjustments.metrics_kept(self) as metrics:
-            generated = super()._generate(prompts_of(rows))
+            generated, rewrites = self.complete(rows)
         prompt_ids, ids, tool_mask, completions, log_probs, extra, images, tool_images = generated
         images = images and [images_of_row or [] for images_of_row in images]  # TRL's None stops Qwen2-VL's processor
         log_probs = recorder.for_tokens(ids) if recorder else log_probs
-        answers = self.processing_class.batch_decode(ids, skip_special_tokens=True)
-        finished = [token_ids[-1] in self.eos_token_ids for token_ids in ids]
-        current = [current_prompt(row) for row in rows]
-        rewrites = [parse_answer(*answer) for answer in zip(answers, current, finished, strict=True)]
         ends = (*self.eos_token_ids, self._tokenizer.pad_token_id)
         counted = sum(len(t) for t in ids if t[-1] in ends or not self.mask_truncated_completions)  # by the loss
         token_count = gather(torch.tensor([float(counted)], device=self.accelerator.device)).sum()
         every = self.args.log_images_steps * self.accelerator.is_main_process
         keeps_images = bool(every and step % every == 0 and step not in self._token_counts)
         before = {(current_prompt(row), row["user_prompt"]): row for row in rows}
-        before = before if self.gained else dict(list(before.items())[: SHOWN_PROMPTS * keeps_images])
+        if not self.measures_gain:
+            shown = [*before][: SHOWN_PROMPTS * keeps_images]
+            before = {prompts: row for prompts, row in before.items() if row.get("draft") or prompts in shown}
         seeds = partial(paired_seeds, self.args.seed, step, count=self.args.images_per_prompt)
         written = [(rewrite, row) for rewrite, row in zip(rewrites, rows, strict=True) if rewrite is not None]
         replaced = [(prompt, row) for (prompt, _), row in before.items()]
@@ -166,6 +171,15 @@ class PromptEnhancerTrainer(GRPOTrainer):
             list(before),
             keeps_images,
         )
+
+    def complete(self, rows: list[dict]) -> tuple[tuple, list[str | None]]:
+        """Return TRL's completions of the rows, and the prompts to render in them, None for a malformed one."""
+        trl_adjustments.compile_decoding(self, self.accelerator.unwrap_model(self.model_wrapped))
+        generated = super()._generate(prompts_of(rows))
+        answers = self.processing_class.batch_decode(generated[1], skip_special_tokens=True)
+        finished = [token_ids[-1] in self.eos_token_ids for token_ids in generated[1]]
+        current = [current_prompt(row) for row in rows]
+        return generated, [parse_answer(*answer) for answer in zip(answers, current, finished, strict=True)]
 
     def _generate(self, prompts):
         trl_adjustments.log_kept_metrics(self, self._rollout.metrics)
@@ -216,8 +230,8 @@ class PromptEnhancerTrainer(GRPOTrainer):
         """Render held-out prompts as the policy rewrites them now, with its likeliest completions.
 
         Write `validation_<step>.json`, keep the arm in `arms[step]`, and log the metrics of `Validation.metrics` with
-        the prefix `eval_`. The user's prompt replaces a malformed completion, as at inference. If there are drafts to
-        train on, the policy then looks at these images and revises: its second turn is in `revised_arms[step]` and, as
+        the prefix `eval_`. The user's prompt replaces a malformed completion, as at inference. With `turns: 2`
+        the policy then looks at these images and revises: its second turn is in `revised_arms[step]` and, as
         `eval_revised/...`, in the metrics. Prompts other than the constructor's are written as `<prefix>_<step>.json`,
         and not kept.
 
@@ -243,7 +257,7 @@ class PromptEnhancerTrainer(GRPOTrainer):
                 enhancements = validation.rewrite(PromptEnhancer(policy, self.processing_class))
             arm = validation.render_rewrites(enhancements)
             metrics, revised = validation.metrics(arm), None
-            if self.revises:
+            if self.args.turns > 1:
                 with trl_adjustments.whole_policy(self) as policy:
                     enhancements = validation.revise(PromptEnhancer(policy, self.processing_class), arm)
                 revised = validation.render_rewrites(enhancements)

@@ -29,10 +29,10 @@ def check_arguments(args: PromptEnhancerConfig, arguments: dict[str, Any]) -> No
     rows = arguments.get("train_dataset")
     if not isinstance(rows, Dataset) or not {"prompt", "user_prompt"} <= {*rows.column_names}:
         raise ValueError("train_dataset: it must be what load_prompts returns (with `user_prompt` and `prompt`)")
-    if args.use_vllm and {"image", "draft"} & {*rows.column_names}:
+    if args.use_vllm and ("image" in rows.column_names or args.turns > 1):
         raise ValueError(
             "use_vllm: TRL 1.16 hands vLLM a request with its image's tokens filled in, and vLLM fills them in once "
-            "more, so both read different tokens: leave the columns `image` and `draft` out, or use_vllm"
+            "more, so both read different tokens: leave the column `image` and `turns: 2` out, or use_vllm"
         )
     if args.max_staleness and args.use_transformers_continuous_batching:
         reason = "use_transformers_continuous_batching does not tell: leave that out, or set use_vllm: true"

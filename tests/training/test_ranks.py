@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch.distributed.tensor import DTensor
 from support.training import StubWorker, make_trainer
 
-folder, failing, rank = Path(sys.argv[1]), sys.argv[2], int(os.environ["RANK"])
+folder, failing, turns, rank = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(os.environ["RANK"])
 
 def verdict(job):
     if (failing == "after the first step" and len(worker.batches) > 1) or (
@@ -31,7 +31,13 @@ def verdict(job):
 
 worker = StubWorker(verdict)
 trainer = make_trainer(
-    folder, worker, per_device_train_batch_size=4, max_steps=3, max_failed_batches=2, ddp_backend="gloo"
+    folder,
+    worker,
+    per_device_train_batch_size=4 if turns == 1 else 6,
+    max_steps=3,
+    max_failed_batches=2,
+    ddp_backend="gloo",
+    turns=turns,
 )
 outcome = {"world": trainer.accelerator.num_processes}
 try:
@@ -39,6 +45,7 @@ try:
 except RuntimeError as error:
     outcome["error"] = str(error)
 outcome["seeds"] = [sorted({(job.user_prompt, job.seed) for job in jobs}) for jobs in worker.batches]
+outcome["prompts"] = [[job.prompt for job in jobs] for jobs in worker.batches]
 outcome["names"] = sorted(trainer._metrics["train"]) + [sorted(entry) for entry in trainer.state.log_history]
 outcome["reward"] = [entry.get("reward") for entry in trainer.state.log_history]
 outcome["failed"] = [entry["render/failed"] for entry in trainer.state.log_history if "render/failed" in entry]
@@ -55,9 +62,9 @@ trainer.end()
 """
 
 
-def two_ranks(name, folder, failing):
+def two_ranks(name, folder, failing="", turns=1):
     (folder / "train.py").write_text(TRAIN)
-    run(on_two_cpus(name, folder, str(folder / "train.py"), str(folder), failing))
+    run(on_two_cpus(name, folder, str(folder / "train.py"), str(folder), failing, str(turns)))
     return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in (0, 1)]
 
 
@@ -81,6 +88,18 @@ def test_a_batch_that_fails_on_one_rank_is_left_out_and_both_go_on(name, tmp_pat
     )
     assert saved.keys() == gathered.keys() and all(torch.equal(saved[key], gathered[key]) for key in saved)
     assert all(tensor.abs().max() > 0 for tensor in saved.values())
+
+
+@pytest.mark.slow
+def test_a_group_on_two_ranks_revises_one_draft(tmp_path):
+    """Of three groups of four rewrites the second is on both ranks: six rows each."""
+    first, second = two_ranks("deepspeed_zero3", tmp_path, turns=2)
+    # The first rank drafts for the second group, then for the first, then for the second; the other for the third.
+    (draft,), rows, *_ = first["prompts"]
+    assert [len(batch) for batch in first["seeds"]] == [1, 2, 1, 2, 1, 2]
+    assert [len(batch) for batch in second["seeds"]] == [2, 1, 2, 2]
+    assert draft in rows and draft in second["prompts"][0]  # both measure revisions of this draft
+    assert first["reward"] == second["reward"] and first["names"] == second["names"]
 
 
 @pytest.mark.slow
