@@ -139,7 +139,10 @@ class TrainingProgress(TrainerCallback):
             key.split("/")[1]: value for key, value in logs.items() if key.startswith("rewards/") and "/mean" in key
         }
         means |= {key.split("/")[1]: value for key, value in logs.items() if key.startswith("raw_rewards/")}
-        if len(means) > 1:
+        turns = {turn: logs.get(f"turns/{turn}/reward") for turn in ("first", "second")}
+        if any(turns.values()):  # then the means are of rewards and of gains
+            parts[1:] = [f"{turn} turn {value:.3f}" for turn, value in turns.items() if value is not None]
+        elif len(means) > 1:
             parts += [f"{name} {value:.3f}" for name, value in means.items() if value is not None]
         for name in ("malformed", "failed", "held_back"):
             if logs.get(f"render/{name}"):
