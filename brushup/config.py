@@ -204,8 +204,8 @@ class PromptEnhancerConfig(ScoringConfig, GRPOConfig):
         "Images rendered of each rewrite (K); its image rewards are averaged over them.", default=1
     )
     turns: int = setting(
-        "2: every other group of a batch is the second turn. The policy looks at the image of a rewrite that it has "
-        "just written, and keeps or revises it; the reward is the gain over it.",
+        "2: every other generation batch is of the second turn. The policy looks at the image of a rewrite that it "
+        "has just written, and keeps or revises it; the reward is the gain over it.",
         default=1,
         choices=[1, 2],
     )

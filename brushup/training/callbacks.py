@@ -140,8 +140,9 @@ class TrainingProgress(TrainerCallback):
         }
         means |= {key.split("/")[1]: value for key, value in logs.items() if key.startswith("raw_rewards/")}
         turns = {turn: logs.get(f"turns/{turn}/reward") for turn in ("first", "second")}
-        if any(turns.values()):  # then the means are of rewards and of gains
-            parts[1:] = [f"{turn} turn {value:.3f}" for turn, value in turns.items() if value is not None]
+        known = {turn: value for turn, value in turns.items() if value is not None}
+        if known:  # then the means are of rewards and of gains
+            parts[1:] = [f"{turn} turn {value:.3f}" for turn, value in known.items()]
         elif len(means) > 1:
             parts += [f"{name} {value:.3f}" for name, value in means.items() if value is not None]
         for name in ("malformed", "failed", "held_back"):

@@ -3,7 +3,7 @@
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
@@ -67,12 +67,20 @@ def jobs_of(
     ]
 
 
+def new_prompts(
+    rewrites: Iterable[str | None], rows: Iterable[dict], known: Container[tuple[str, str]]
+) -> list[tuple[str, dict]]:
+    """Return the rewrites to render, each with its row: all that are neither malformed nor a draft as it is."""
+    pairs = zip(rewrites, rows, strict=True)
+    return [(new, row) for new, row in pairs if new is not None and (new, row["user_prompt"]) not in known]
+
+
 @dataclass
 class Rollout:
     """The part of one generation batch on this rank: written, and on its way to the worker.
 
     Attributes:
-        rows: the data set's rows, one for each completion.
+        rows: the data set's rows, one for each completion; in the second turn as requests to revise their `draft`.
         step: the optimizer step that trains on it.
         metrics: that TRL logs of it once it is trained on, by name.
         generated: the return value of `GRPOTrainer._generate`.
@@ -81,9 +89,9 @@ class Rollout:
         submit: sends all jobs to the worker, and returns `images`.
         current_prompts: the prompts to replace (see `current_prompt`) that are rendered as well, each with its user
             prompt. One that a rewrite keeps is rendered once.
+        drafts: the results of the drafts, which are rendered already, by draft and user prompt.
         keeps_images: whether the results carry their images.
-        images: the results of the rewrites, `images_per_prompt` for each that is not malformed, then those of the
-            current prompts.
+        images: the results of the `new_prompts`, `images_per_prompt` of each, then those of the current prompts.
         submitted: when it was first sent to the worker, as `time.perf_counter` tells it.
     """
 
@@ -95,6 +103,7 @@ class Rollout:
     token_count: torch.Tensor
     submit: "Callable[[], Future[list[RenderResult]]]"
     current_prompts: list[tuple[str, str]]
+    drafts: dict[tuple[str, str], list[RenderResult]]
     keeps_images: bool
     submitted: float = field(default_factory=time.perf_counter)
 
@@ -114,28 +123,34 @@ class RenderedRows:
         results: of each row's images; empty for a malformed completion.
         before: the results of each of the rollout's current prompts.
         errors: of the machine.
+        outcomes: the error of each image that was asked for after the completions, None for one that is there.
         seconds: from the submission to the last image.
     """
 
     results: list[list[RenderResult]]
     before: dict[tuple[str, str], list[RenderResult]]
     errors: list[str]
+    outcomes: list[str | None]
     seconds: float
 
     @classmethod
     def collect(cls, rollout: Rollout, images_per_prompt: int) -> "RenderedRows":
         """Wait for the rollout's images. It never raises: an error is a failed result, on this rank alone."""
-        count = sum(rewrite is not None for rewrite in rollout.rewrites)
+        count = len(new_prompts(rollout.rewrites, rollout.rows, rollout.drafts))
         try:
             results = rollout.images.result()
         except Exception as error:
             results = [RenderResult.failed(error)] * (count * images_per_prompt)
         rows = [results[start : start + images_per_prompt] for start in range(0, len(results), images_per_prompt)]
-        rewritten = iter(rows[:count])
-        by_row = [next(rewritten) if rewrite is not None else [] for rewrite in rollout.rewrites]
-        errors = [result.error for row in by_row for result in row if result.error]
+        rewritten, by_row = iter(rows[:count]), []
+        for rewrite, row in zip(rollout.rewrites, rollout.rows, strict=True):
+            kept = rollout.drafts.get((rewrite, row["user_prompt"]))
+            by_row.append([] if rewrite is None else kept or next(rewritten))
+        errors = [result.error for row in [*by_row, *rollout.drafts.values()] for result in row if result.error]
         before = dict(zip(rollout.current_prompts, rows[count:], strict=False))  # none if nothing was rendered
-        return cls(by_row, before, errors, time.perf_counter() - rollout.submitted)
+        before |= rollout.drafts
+        outcomes = [result.error for row in rows[:count] for result in row]
+        return cls(by_row, before, errors, outcomes, time.perf_counter() - rollout.submitted)
 
     @property
     def scores(self) -> list[dict[str, float]]:

@@ -133,8 +133,7 @@ class FailureLimit:
 
         Such a batch counts towards the limit; the last that it allows is left to `check`, so no step trains on it.
         """
-        results = [result.error for row in rendered.results for result in row]
-        errors = [error for rank in gather_object([results]) for error in rank]
+        errors = [error for rank in gather_object([rendered.outcomes]) for error in rank]
         if not errors or None in errors or self.failed_batches + 1 >= self.max_failed_batches:
             return False
         self.failed_batches += 1
@@ -146,7 +145,8 @@ class FailureLimit:
         if batch.errors:
             kinds = "; ".join(f"{count} x {error}" for error, count in Counter(batch.errors).most_common(3))
             logger.warning(f"{batch.failed.sum()} of {len(batch.failed)} rows are left out of this batch: {kinds}")
-        nothing_scored = bool(batch.failed.any() and (batch.failed | batch.malformed).all())
+        needs_no_image = batch.malformed | (batch.revised & batch.kept)
+        nothing_scored = bool(batch.failed.any() and (batch.failed | needs_no_image).all())
         self.failed_batches = self.failed_batches + 1 if nothing_scored else 0
         if self.failed_batches < self.max_failed_batches:
             return None
@@ -192,11 +192,10 @@ def log_batch(
             log(f"raw_rewards/{name}", batch.rewards[scored, column])
             log_column(f"raw_{name}", batch.rewards[:, column])
         log("render/held_back", batch.gated[scored])
-    if batch.revised.any():  # a revision's reward is a gain: their mean with the first turn's says nothing
-        weights = np.array(list(objective.weights.values()))
-        totals = np.where(weights, batch.values, 0.0) @ weights
-        log("turns/first/reward", totals[scored & ~batch.revised])
-        log("turns/second/reward", totals[scored & batch.revised])
+    if trainer.args.turns > 1:  # a revision's reward is a gain: its mean with the first turn's says nothing
+        turn, weights = "second" if batch.revised.any() else "first", np.array(list(objective.weights.values()))
+        log(f"turns/{turn}/reward", np.where(weights, batch.values, 0.0) @ weights)
+        log(f"turns/{turn}/kept", batch.kept)
     if gained:
         columns = [names.index(name) for name in gained]
         for name, column in zip(gained, columns, strict=True):

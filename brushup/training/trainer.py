@@ -20,7 +20,7 @@ from brushup.policy.chat import prepare_processor, with_requests
 from brushup.policy.enhancer import DECODING, PromptEnhancer, decoding_of, vision_placeholder_ids
 from brushup.policy.load import check_policy
 from brushup.prompts.template import parse_answer
-from brushup.render.job import Worker, paired_seeds
+from brushup.render.job import RenderResult, Worker, paired_seeds
 from brushup.rewards.combine import Objective
 from brushup.rewards.registry import RewardSpec, load_text_rewards
 from brushup.training import trl_adjustments
@@ -29,7 +29,15 @@ from brushup.training.cost import StepTimes
 from brushup.training.drafting import with_drafts
 from brushup.training.hacking_watch import RewardHackingWatch
 from brushup.training.log_probs import record_log_probs
-from brushup.training.rollout import ImageReward, RenderedRows, Rollout, current_prompt, jobs_of, prompts_of
+from brushup.training.rollout import (
+    ImageReward,
+    RenderedRows,
+    Rollout,
+    current_prompt,
+    jobs_of,
+    new_prompts,
+    prompts_of,
+)
 from brushup.training.scoring import FailureLimit, ScoredBatch, log_batch
 from brushup.training.tracking import SHOWN_PROMPTS, save_samples
 from brushup.training.z_scores import ZScoreState
@@ -41,9 +49,9 @@ class PromptEnhancerTrainer(GRPOTrainer):
     All rewrites of an optimizer step (with `max_staleness: 1` also those of the next) are written before the first of
     them is trained on, and go to the worker at once; it renders while the policy writes on, and trains. A malformed
     completion is the policy's fault and has reward 0. A row of which the machine failed an image is left out: all its
-    rewards are NaN, which TRL excludes from the group. With `turns: 2` every other group revises a draft (see
-    `with_drafts`): the reward is the gain over the draft, and a loss weighs double. `evaluate` renders the held-out
-    prompts (see [`Validation`]) instead of computing a loss.
+    rewards are NaN, which TRL excludes from the group. With `turns: 2` every other generation batch
+    revises drafts (see `with_drafts`): the reward is the gain over the draft, and a loss weighs double. `evaluate`
+    renders the held-out prompts (see [`Validation`]) instead of computing a loss.
 
     Args:
         model: as for `GRPOTrainer`.
@@ -74,6 +82,7 @@ class PromptEnhancerTrainer(GRPOTrainer):
         setattr(self.model.generation_config, DECODING, decoding_of(args))  # also for validation and later use
         self.worker, self.rewards = worker, rewards
         self.objective = Objective.from_specs(rewards)
+        self.log_multimodal &= args.turns == 1  # TRL's table would show the images of one batch beside another's rows
         self.validation = self._validation_on([] if isinstance(eval_dataset, dict) else eval_dataset or [])
         self.arms: dict[int, Arm] = {}  # the outcome of each validation, by step
         self.revised_arms: dict[int, Arm] = {}  # of the second turn, if it is trained
@@ -116,19 +125,22 @@ class PromptEnhancerTrainer(GRPOTrainer):
 
     def _generate_and_score_completions(self, inputs):
         if not self.model.training:  # TRL's loss on other rows, as `predict` asks for
-            self._rollout = self._write(inputs, self.state.global_step)
+            self._rollout = self._write(inputs, self.state.global_step, drafts={})
             return super()._generate_and_score_completions(inputs)
         start, every = self._step - self._first_micro_step, self.args.steps_per_generation * self.num_iterations
+        micro_steps, to_write = self.args.gradient_accumulation_steps, []
         for index in range(start, len(self._known), every)[len(self._rollouts) :]:
-            step = self.state.global_step + index // self.args.gradient_accumulation_steps
+            step, rows, drafts = self.state.global_step + index // micro_steps, self._known[index], {}
             if step < self.state.max_steps:
-                number = step + index % self.args.gradient_accumulation_steps // every
-                with self.times.measure("write"):
-                    rows = self._known[index]
-                    rows = with_drafts(self, rows, step, number) if self.args.turns > 1 else rows
-                    self._rollouts.append(self._write(rows, step))
-                self._token_counts.setdefault(step, []).append(self._rollouts[-1].token_count)
-                self._token_counts.pop(step - 3, None)
+                number = (step * micro_steps + index % micro_steps) // every  # of the generation batch, in the run
+                if self.args.turns > 1 and number % 2:  # before other images are asked for, which it would wait behind
+                    rows, drafts = with_drafts(self, rows, step)
+                to_write.append((rows, step, drafts))
+        for rows, step, drafts in to_write:
+            with self.times.measure("write"):
+                self._rollouts.append(self._write(rows, step, drafts))
+            self._token_counts.setdefault(step, []).append(self._rollouts[-1].token_count)
+            self._token_counts.pop(step - 3, None)
         self._rollout = self._rollouts.popleft()
         output = super()._generate_and_score_completions(self._rollout.rows)
         # TRL's token-level losses divide by the tokens of a generation batch: make it those of the optimizer step.
@@ -137,7 +149,7 @@ class PromptEnhancerTrainer(GRPOTrainer):
             output["old_per_token_logps"] = output["sampling_per_token_logps"]
         return output
 
-    def _write(self, rows: list[dict], step: int) -> Rollout:
+    def _write(self, rows: list[dict], step: int, drafts: dict[tuple[str, str], list[RenderResult]]) -> Rollout:
         """Write the completions of these rows, submit their rewrites, and return the rollout."""
         records = self.args.max_staleness and not self.use_vllm  # vLLM tells log-probabilities by itself
         policy = self.accelerator.unwrap_model(self.model_wrapped)
@@ -152,14 +164,11 @@ class PromptEnhancerTrainer(GRPOTrainer):
         token_count = gather(torch.tensor([float(counted)], device=self.accelerator.device)).sum()
         every = self.args.log_images_steps * self.accelerator.is_main_process
         keeps_images = bool(every and step % every == 0 and step not in self._token_counts)
-        before = {(current_prompt(row), row["user_prompt"]): row for row in rows}
-        if not self.measures_gain:
-            shown = [*before][: SHOWN_PROMPTS * keeps_images]
-            before = {prompts: row for prompts, row in before.items() if row.get("draft") or prompts in shown}
+        before = {(current_prompt(row), row["user_prompt"]): row for row in rows if not drafts}
+        before = before if self.measures_gain else dict(list(before.items())[: SHOWN_PROMPTS * keeps_images])
         seeds = partial(paired_seeds, self.args.seed, step, count=self.args.images_per_prompt)
-        written = [(rewrite, row) for rewrite, row in zip(rewrites, rows, strict=True) if rewrite is not None]
-        replaced = [(prompt, row) for (prompt, _), row in before.items()]
-        jobs, jobs_before = (jobs_of(prompts, seeds, self.worker.columns) for prompts in (written, replaced))
+        prompts = new_prompts(rewrites, rows, drafts) + [(prompt, row) for (prompt, _), row in before.items()]
+        jobs = jobs_of(prompts, seeds, self.worker.columns)
         return Rollout(
             rows,
             step,
@@ -167,8 +176,9 @@ class PromptEnhancerTrainer(GRPOTrainer):
             (prompt_ids, ids, tool_mask, completions, log_probs, extra, images, tool_images),
             rewrites,
             token_count,
-            lambda: self.worker.submit([*jobs, *jobs_before], keeps_images),
+            lambda: self.worker.submit(jobs, keeps_images),
             list(before),
+            drafts,
             keeps_images,
         )
 

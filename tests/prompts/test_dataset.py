@@ -175,7 +175,7 @@ def test_a_long_cell_of_a_csv_file_is_named(tmp_path):
         load_prompts(file)
 
 
-@pytest.mark.parametrize("name", ["prompt", "completions", "raw_answer", "images", "trainer_state"])
+@pytest.mark.parametrize("name", ["prompt", "completions", "raw_answer", "images", "draft", "trainer_state"])
 def test_a_column_whose_name_is_taken_is_refused(tmp_path, name):
     with pytest.raises(ValueError, match=f"the column '{name}' has a name that rewards get from training itself"):
         load_prompts(write(tmp_path / "p.jsonl", lines({"user_prompt": "a cat", name: "a"})))

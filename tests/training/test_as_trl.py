@@ -59,8 +59,17 @@ def test_rows_that_are_not_from_load_prompts_are_refused(tmp_path):
 def test_vllm_with_images_is_refused(tmp_path):
     rows = load_prompts(str(TINY_WORLD / "train.jsonl")).select(range(8))
     rows = rows.add_column("image", [None] * 8)
-    with pytest.raises(ValueError, match="use_vllm: TRL 1.16 hands vLLM .* leave the columns `image` and `draft` out"):
+    with pytest.raises(
+        ValueError, match="use_vllm: TRL 1.16 hands vLLM .* leave the column `image` and `turns: 2` out"
+    ):
         make_trainer(tmp_path, StubWorker(), use_vllm=True, trainer_arguments={"train_dataset": rows})
+    with pytest.raises(ValueError, match="use_vllm: .* leave the column `image` and `turns: 2` out"):
+        make_trainer(tmp_path, StubWorker(), use_vllm=True, turns=2)
+
+
+def test_two_turns_of_a_policy_that_reads_text_only_are_refused(tmp_path, text_policy):
+    with pytest.raises(ValueError, match="turns: 2 shows the policy its image, but this one reads text only"):
+        make_trainer(tmp_path, StubWorker(), model=text_policy, turns=2)
 
 
 def test_older_rewrites_need_their_log_probabilities(tmp_path):

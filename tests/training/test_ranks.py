@@ -39,7 +39,14 @@ trainer = make_trainer(
     ddp_backend="gloo",
     turns=turns,
 )
-outcome = {"world": trainer.accelerator.num_processes}
+outcome = {"world": trainer.accelerator.num_processes, "drafts": []}
+write = trainer._write
+
+def noting_drafts(rows, *args):
+    outcome["drafts"].append(sorted({row.get("draft") or "" for row in rows}))
+    return write(rows, *args)
+
+trainer._write = noting_drafts
 try:
     trainer.train()
 except RuntimeError as error:
@@ -93,12 +100,11 @@ def test_a_batch_that_fails_on_one_rank_is_left_out_and_both_go_on(name, tmp_pat
 @pytest.mark.slow
 def test_a_group_on_two_ranks_revises_one_draft(tmp_path):
     """Of three groups of four rewrites the second is on both ranks: six rows each."""
-    first, second = two_ranks("deepspeed_zero3", tmp_path, turns=2)
-    # The first rank drafts for the second group, then for the first, then for the second; the other for the third.
-    (draft,), rows, *_ = first["prompts"]
-    assert [len(batch) for batch in first["seeds"]] == [1, 2, 1, 2, 1, 2]
-    assert [len(batch) for batch in second["seeds"]] == [2, 1, 2, 2]
-    assert draft in rows and draft in second["prompts"][0]  # both measure revisions of this draft
+    first, second = two_ranks("fsdp2", tmp_path, turns=2)
+    # Of the second step's drafts two are by the first rank, one is by the other.
+    (earlier, shared), (later,) = first["prompts"][1], second["prompts"][1]
+    assert first["drafts"] == [[""], sorted({earlier, shared}), [""]]
+    assert second["drafts"] == [[""], sorted({shared, later}), [""]]
     assert first["reward"] == second["reward"] and first["names"] == second["names"]
 
 
