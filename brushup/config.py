@@ -169,8 +169,8 @@ class RewardConfig:
         default=None,
     )
     gain_gates: dict[str, Any] | str | None = setting(
-        "The same for an image reward's gain over the image of the user's prompt at the same seed: {clip: "
-        "0.0} asks for no worse an image.",
+        "The same for an image reward's gain over the image of the user's prompt (in the second turn, of the draft) "
+        "at the same seed: {clip: 0.0} asks for no worse an image.",
         default=None,
     )
 

@@ -29,11 +29,12 @@ from brushup.prompts.template import REVISE, build_messages, parse_answer
 from brushup.rewards.image_text_model import DOES_IT_SHOW
 from brushup.rewards.questions import ASK
 from free_users import FreeSpeaker
+from language_losses import answer_loss, batches_of, question_loss
 from learning import DEVICE, KINDS, load_generator, optimize, part_labels, wear
 from odd_users import OddSpeaker
 
 
-WAYS = (users.Speaker, FreeSpeaker, users.Speaker, OddSpeaker)  # of speaking, of users whom pretraining hears
+WAYS = (users.Speaker, FreeSpeaker, OddSpeaker)  # of speaking, of users whom pretraining hears
 REWRITE_STEPS, VISION_STEPS, JUDGE_STEPS, POLICY_STEPS = 5000, 1000, 3000, 10_000
 
 
@@ -47,10 +48,10 @@ CHAT_TEMPLATE = """{% for message in messages %}<|im_start|>{{ message['role'] }
 DESCRIBE = "Describe this picture."
 
 
-def rewrite_example(rng: random.Random, mixed: bool, way: type[users.Speaker] | None = None) -> tuple[str, str]:
-    """Return a user prompt, by default in any of the `WAYS`, and a rewrite, good or of mixed quality."""
+def rewrite_example(rng: random.Random, mixed: bool) -> tuple[str, str]:
+    """Return a user prompt, in any of the `WAYS`, and a rewrite, good or of mixed quality."""
     scene = world.random_scene(rng)
-    prompt, said, spoken = _asked(scene, rng, way)
+    prompt, said, spoken = _asked(scene, rng)
     return prompt, rewrites.mixed_rewrite(scene, said, spoken, rng) if mixed else world.caption(scene)
 
 
@@ -127,12 +128,10 @@ def with_pictures(drawn: list[Drawn], output: Path) -> list[Drawn]:
     return [replace(rewrite, picture=picture) for rewrite, picture in zip(drawn, pictures, strict=True)]
 
 
-def _asked(
-    scene: dict, rng: random.Random, way: type[users.Speaker] | None = None
-) -> tuple[str, dict, dict[str, str]]:
+def _asked(scene: dict, rng: random.Random) -> tuple[str, dict, dict[str, str]]:
     """Return the prompt of a user who means the scene, what it says of the scene, and the user's words."""
     category = rng.choice((*users.CATEGORIES, "korean", "korean"))
-    return users.spoken_prompt(scene, category, rng, rng.choice((True, False)), way or rng.choice(WAYS))
+    return users.spoken_prompt(scene, category, rng, rng.choice((True, False)), rng.choice(WAYS))
 
 
 def revision_example(drawn: list[Drawn], rng: random.Random) -> tuple[str, Draft, str]:
@@ -221,63 +220,6 @@ def train_qwen_tokenizer(rng: random.Random) -> Qwen2Tokenizer:
     return tokenizer
 
 
-def answer_loss(
-    model: Qwen2VLForConditionalGeneration,
-    processor: Qwen2VLProcessor,
-    messages: list[list[dict]],
-    answers: list[str],
-    images: list[Image.Image] | None = None,
-) -> torch.Tensor:
-    """Return the mean cross entropy of the answers' tokens; `images` are those in the messages, in order."""
-    tokenizer = processor.tokenizer
-    ends = [answer + "<|im_end|>" for answer in answers]
-    heads = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    texts = [head + end for head, end in zip(heads, ends, strict=True)]
-    inputs = processor(images=images, text=texts, padding=True, padding_side="left", return_tensors="pt").to(DEVICE)
-    labels = torch.full_like(inputs["input_ids"], -100)
-    for row, end in enumerate(ends):
-        length = len(tokenizer(end).input_ids)
-        labels[row, -length:] = inputs["input_ids"][row, -length:]
-    wanted = labels[:, 1:] != -100
-    with torch.autocast(DEVICE, torch.bfloat16):
-        hidden = model.model(**inputs).last_hidden_state[:, :-1]
-        logits = model.lm_head(hidden[wanted])
-    return F.cross_entropy(logits.float(), labels[:, 1:][wanted])
-
-
-def pack(processor: Qwen2VLProcessor, rows: list[list[tuple[str, str]]]) -> dict[str, torch.Tensor]:
-    """Return each image's questions and answers as one row of tokens behind the image, of which none sees another.
-
-    A question then costs its words alone: many are learnt in the time of one. The positions, too, are as if each
-    question stood behind the image by itself (3, rows, tokens); `question` has its number at each token (0: the
-    image's own tokens, -1: padding), `labels` the tokens of the answers.
-    """
-    tokenizer = processor.tokenizer
-    head = tokenizer("<|im_start|>user\n<|vision_start|>").input_ids
-    start = len(head)
-    head += [processor.image_token_id] * 9 + tokenizer("<|vision_end|>").input_ids
-    positions = [[place] * 3 for place in range(start)]
-    positions += [[start, start + y, start + x] for y in range(3) for x in range(3)] + [[start + 3] * 3]
-    columns = {"input_ids": [], "labels": [], "question": [], "position_ids": []}
-    for questions in rows:
-        tokens, labels, numbers, places = list(head), [-100] * len(head), [0] * len(head), list(positions)
-        for number, (question, answer) in enumerate(questions, 1):
-            asked = tokenizer(f"{question}<|im_end|>\n<|im_start|>assistant\n").input_ids
-            answered = tokenizer(answer + "<|im_end|>").input_ids
-            tokens += asked + answered
-            labels += [-100] * len(asked) + answered
-            numbers += [number] * (len(asked) + len(answered))
-            places += [[start + 4 + place] * 3 for place in range(len(asked) + len(answered))]
-        for column, values in zip(columns.values(), (tokens, labels, numbers, places), strict=True):
-            column.append(torch.tensor(values, device=DEVICE))
-    padding = {"input_ids": tokenizer.pad_token_id, "labels": -100, "question": -1, "position_ids": 0}
-    packed = {
-        name: torch.nn.utils.rnn.pad_sequence(column, batch_first=True, padding_value=padding[name])
-        for name, column in columns.items()
-    }
-    return packed | {"position_ids": packed["position_ids"].permute(2, 0, 1)}
-
-
 def picture_loss(
     model: Qwen2VLForConditionalGeneration,
     processor: Qwen2VLProcessor,
@@ -285,34 +227,12 @@ def picture_loss(
     generated: list[tuple[dict, Image.Image]],
     rng: random.Random,
 ) -> torch.Tensor:
-    """Return the mean cross entropy of the answers about `count` images, plus that of their descriptions.
-
-    A half of the images are drawn, the others are `generated`, if there are any, which look a little different.
-    """
+    """Return the `question_loss` of `count` images: a half are drawn, the others `generated`, if there are any, which
+    look a little different."""
     shown = [(scene, world.draw_scene(scene, rng)) for scene in (world.random_scene(rng) for _ in range(count // 2))]
     shown += rng.choices(generated, k=count // 2) if generated else []  # a bad generator's images tell nothing
-    packed = pack(processor, [questions_about(scene, picture, 12, rng) for scene, picture in shown])
-    tokens, question = packed["input_ids"], packed["question"]
-    seen = (question[:, :, None] == question[:, None, :]) | (question[:, None, :] == 0)
-    seen &= torch.ones(tokens.shape[1], tokens.shape[1], dtype=torch.bool, device=DEVICE).tril()
-    mask = torch.zeros(seen.shape, dtype=torch.bfloat16, device=DEVICE).masked_fill(~seen, -1e9)[:, None]
-    images = processor.image_processor([picture for _, picture in shown], return_tensors="pt").to(DEVICE)
-    labels = packed["labels"][:, 1:]
-    wanted = labels != -100
-    with torch.autocast(DEVICE, torch.bfloat16):
-        looked = model.model.visual(images["pixel_values"], grid_thw=images["image_grid_thw"]).pooler_output
-        embeds = model.get_input_embeddings()(tokens)
-        embeds = embeds.masked_scatter((tokens == processor.image_token_id)[..., None], looked.to(embeds.dtype))
-        output = model.model.language_model(
-            inputs_embeds=embeds, attention_mask=mask, position_ids=packed["position_ids"], use_cache=False
-        )
-        logits = model.lm_head(output.last_hidden_state[:, :-1][wanted]).float()
-    errors = F.cross_entropy(logits, labels[wanted], reduction="none")
-    is_description = (question[:, 1:] == 1)[wanted]
-    # A long answer counts no more than a word, but the description is learnt word for word as well.
-    row, number = wanted.nonzero()[:, 0], question[:, 1:][wanted]
-    _, answer, lengths = torch.unique(13 * row + number, return_inverse=True, return_counts=True)
-    return (errors / lengths[answer]).sum() / len(lengths) + errors[is_description].mean()
+    questions = [questions_about(scene, picture, 12, rng) for scene, picture in shown]
+    return question_loss(model, processor, [picture for _, picture in shown], questions)
 
 
 def word_tokens(tokenizer: Qwen2Tokenizer, word: str) -> list[int]:
@@ -361,8 +281,10 @@ def train_judge(output: Path, scale: float, seed: int, wait_for_generator: Calla
     model, processor = language_model(train_qwen_tokenizer(rng))
     params = list(model.parameters())
 
+    examples = batches_of(lambda: rewrite_example(rng, mixed=False), 64, processor.tokenizer, rng)
+
     def rewriting_loss() -> torch.Tensor:  # without a system message, which is most of the tokens
-        prompts, answers = zip(*(rewrite_example(rng, mixed=False) for _ in range(64)), strict=True)
+        prompts, answers = zip(*next(examples), strict=True)
         return answer_loss(model, processor, [build_messages(prompt)[1:] for prompt in prompts], list(answers))
 
     optimize("rewriting", params, rewriting_loss, max(2, int(REWRITE_STEPS * scale)), lr=2e-3)
@@ -389,26 +311,29 @@ def train_policy(output: Path, scale: float, seed: int) -> None:
     drawn = draw_rewrites(output, count, rng)
     generated = [(rewrite.scene, rewrite.picture) for rewrite in drawn if rewrite.is_clear]
     turn, done = itertools.count(), itertools.count(1)
+    reading = batches_of(lambda: rewrite_example(rng, mixed=False), 64, processor.tokenizer, rng)
+    rewriting = batches_of(lambda: rewrite_example(rng, mixed=True), 64, processor.tokenizer, rng)
+    to_revise = batches_of(lambda: revision_example(drawn, rng), 32, processor.tokenizer, rng)
 
     def look_at_drafts() -> None:  # of the policy itself, halfway, when it can write
         if next(done) == steps // 2:
             drawn.extend(draw_drafts(PromptEnhancer(model, processor), output, 3 * count, rng))
 
     def loss() -> torch.Tensor:
-        # Of eight steps three revise drafts; two have the system message, which is most of the tokens; one has images.
-        # A batch has one way of speaking: odd prompts are long, and the others would be padded to their length.
+        # Of eight steps three revise drafts; two have the system message, which costs half as much again; one has
+        # images. For three fifths of the steps rewrites are good, as reading is learnt sooner from them.
         step = next(turn)
-        kind, way = step % 8, WAYS[step // 8 % len(WAYS)]
+        kind = step % 8
         first = 0 if kind in (0, 1) else 1
         if kind % 3 == 1:
-            prompts, drafts, answers = zip(*(revision_example(drawn, rng) for _ in range(32)), strict=True)
+            prompts, drafts, answers = zip(*next(to_revise), strict=True)
             asked = zip(prompts, drafts, strict=True)
             messages = [ask(processor, prompt, draft=draft)[first:] for prompt, draft in asked]
             return answer_loss(model, processor, messages, list(answers), [draft.image for draft in drafts])
-        prompts, answers = zip(*(rewrite_example(rng, True, way) for _ in range(64)), strict=True)
+        prompts, answers = zip(*next(reading if step < 0.6 * steps else rewriting), strict=True)
         messages = [build_messages(prompt)[first:] for prompt in prompts]
-        rewriting = answer_loss(model, processor, messages, list(answers))
-        return rewriting if kind else rewriting + picture_loss(model, processor, 6, generated, rng)
+        error = answer_loss(model, processor, messages, list(answers))
+        return error if kind else error + picture_loss(model, processor, 6, generated, rng)
 
     optimize("policy", list(model.parameters()), loss, steps, lr=1e-3, after=look_at_drafts)
     model.half().save_pretrained(output / "policy")
