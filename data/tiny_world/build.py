@@ -15,6 +15,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -95,7 +96,8 @@ BUILDERS = {
 def build_all(arguments: argparse.Namespace) -> dict[str, float]:
     """Build all parts in two processes, half of the cores each: the models of images, and those of language.
 
-    The judge needs the generator after a third of its training, and waits for it.
+    The judge needs the generator after a third of its training, and waits for it. Halfway through its questions it is
+    the start of the policy, which is trained beside the rest of them.
 
     Returns:
         The seconds that each part took.
@@ -111,10 +113,14 @@ def build_all(arguments: argparse.Namespace) -> dict[str, float]:
 
     seconds = {"prompts": build(arguments, "prompts")}
     with ThreadPoolExecutor(max_workers=1) as beside:
-        images = {part: beside.submit(build_beside, part) for part in ("generator", "scorer")}
-        seconds["judge"] = build(arguments, "judge", wait_for_generator=images["generator"].result)
-        seconds["policy"] = build(arguments, "policy")
-        seconds |= {part: built.result() for part, built in images.items()}
+        parts = {part: beside.submit(build_beside, part) for part in ("generator", "scorer")}
+        is_half, wait = threading.Event(), {"wait_for_generator": parts["generator"].result}
+        parts["policy"] = beside.submit(lambda: is_half.wait() and build_beside("policy"))
+        try:
+            seconds["judge"] = build(arguments, "judge", **wait, at_half=is_half.set)
+        finally:
+            is_half.set()  # also after an error, or the other process would wait for ever
+        seconds |= {part: built.result() for part, built in parts.items()}
     return seconds
 
 

@@ -1,5 +1,6 @@
 """Train the language models of the tiny world: a Qwen2-VL that answers questions about images and rewrites prompts."""
 
+import functools
 import itertools
 import random
 from collections.abc import Callable
@@ -35,7 +36,7 @@ from odd_users import OddSpeaker
 
 
 WAYS = (users.Speaker, FreeSpeaker, OddSpeaker)  # of speaking, of users whom pretraining hears
-REWRITE_STEPS, VISION_STEPS, JUDGE_STEPS, POLICY_STEPS = 5000, 1000, 3000, 10_000
+REWRITE_STEPS, VISION_STEPS, JUDGE_STEPS, POLICY_STEPS = 5000, 1000, 6000, 8000
 
 
 # Qwen2-VL's own markup: system and user turns, pictures as placeholders that the processor expands.
@@ -268,13 +269,21 @@ def pretrain_vision(model: Qwen2VLForConditionalGeneration, processor: Qwen2VLPr
     optimize("vision", [*model.model.visual.parameters(), nothing], loss, steps, lr=2e-3)
 
 
-def train_judge(output: Path, scale: float, seed: int, wait_for_generator: Callable | None = None) -> None:
+def train_judge(
+    output: Path,
+    scale: float,
+    seed: int,
+    wait_for_generator: Callable[[], object] = lambda: None,
+    at_half: Callable[[], None] = lambda: None,
+) -> None:
     """Train a Qwen2-VL that answers questions about images, for the rewards `questions` and `vqa`.
 
-    It learns to rewrite prompts first: questions about images it then learns in a tenth of the time.
+    It learns to rewrite prompts first: questions about images it then learns in a tenth of the time. Halfway through
+    these it is saved as the start of the policy.
 
     Args:
         wait_for_generator: called before the generator is loaded, which may be trained meanwhile.
+        at_half: called when the start of the policy is saved.
     """
     set_seed(seed)
     rng = random.Random(seed)
@@ -283,26 +292,32 @@ def train_judge(output: Path, scale: float, seed: int, wait_for_generator: Calla
 
     examples = batches_of(lambda: rewrite_example(rng, mixed=False), 64, processor.tokenizer, rng)
 
-    def rewriting_loss() -> torch.Tensor:  # without a system message, which is most of the tokens
+    def rewriting_loss() -> torch.Tensor:  # without a system message, which would cost half as much again
         prompts, answers = zip(*next(examples), strict=True)
         return answer_loss(model, processor, [build_messages(prompt)[1:] for prompt in prompts], list(answers))
 
     optimize("rewriting", params, rewriting_loss, max(2, int(REWRITE_STEPS * scale)), lr=2e-3)
     pretrain_vision(model, processor, max(2, int(VISION_STEPS * scale)), rng)
     steps = max(2, int(JUDGE_STEPS * scale))
-    if wait_for_generator:
-        wait_for_generator()
+    wait_for_generator()
     drawn = draw_rewrites(output, max(8, int(2400 * scale)), rng)
     generated = [(rewrite.scene, rewrite.picture) for rewrite in drawn if rewrite.is_clear]
-    optimize("judge", params, lambda: picture_loss(model, processor, 24, generated, rng), steps, lr=1e-3)
-    for name in ("policy", "judge"):  # the policy learns on from here
-        model.save_pretrained(output / name)
-        processor.save_pretrained(output / name)
+    done = itertools.count(1)
+
+    def start_the_policy() -> None:
+        if next(done) == steps // 2:
+            model.save_pretrained(output / "policy")
+            processor.save_pretrained(output / "policy")
+            at_half()
+
+    loss = functools.partial(picture_loss, model, processor, 24, generated, rng)
+    optimize("judge", params, loss, steps, lr=1e-3, after=start_the_policy)
+    processor.save_pretrained(output / "judge")
     model.half().save_pretrained(output / "judge")
 
 
 def train_policy(output: Path, scale: float, seed: int) -> None:
-    """Train the judge to rewrite prompts again, with mixed quality now; it keeps on answering about images."""
+    """Train the judge of halfway to rewrite prompts again, with mixed quality now; it learns on about images, too."""
     set_seed(seed)
     rng = random.Random(seed + 1)
     model = Qwen2VLForConditionalGeneration.from_pretrained(output / "policy", dtype=torch.float32).to(DEVICE)
