@@ -12,7 +12,7 @@ from support.short_run import flags
 @pytest.mark.slow
 def test_both_turns_are_trained_and_compared(tmp_path):
     done = run(recipe(*flags(tmp_path), "--turns", "2", "--max_steps", "2"))
-    assert re.search(r"step +1/2  first turn \S+  second turn \S+ ", done.stdout)
+    assert re.search(r"step +1/2  first turn \S+  .*\n(.*\n)*step +2/2  second turn \S+  ", done.stdout)
     assert "revised/checker_accuracy" in done.stdout
     results = Results.load(tmp_path / "out")
     assert list(results.arms) == ["original", "untrained", "trained", "revised untrained", "revised trained"]

@@ -126,8 +126,8 @@ def test_what_is_logged_of_older_rewrites_is_of_the_step_that_trains_on_them(tmp
     trainer = make_trainer(tmp_path, StubWorker(), max_steps=3, max_staleness=1)
     written, write = [], trainer._write
 
-    def write_and_note(rows, step):
-        rollout = write(rows, step)
+    def write_and_note(*arguments):
+        rollout = write(*arguments)
         prompts, completions = rollout.generated[:2]
         written.append((completions, sum(map(len, [*prompts, *completions]))))
         return rollout
