@@ -1,6 +1,6 @@
 """Build the tiny world from scratch: four small models of the real classes and the prompts to train with.
 
-    python data/tiny_world/build.py --output data/tiny_world                     # all: hours on two CPU cores
+    python data/tiny_world/build.py --output data/tiny_world                     # all: two hours on two CPU cores
     python data/tiny_world/build.py --output data/tiny_world --only generator    # one part
 
 A `StableDiffusion3Pipeline` (generator/) learns to render one style of caption, an OpenCLIP model (scorer/) to match

@@ -36,7 +36,7 @@ from odd_users import OddSpeaker
 
 
 WAYS = (users.Speaker, FreeSpeaker, OddSpeaker)  # of speaking, of users whom pretraining hears
-REWRITE_STEPS, VISION_STEPS, JUDGE_STEPS, POLICY_STEPS = 5000, 1000, 6000, 8000
+REWRITE_STEPS, VISION_STEPS, JUDGE_STEPS, POLICY_STEPS = 5000, 1000, 8000, 8000
 
 
 # Qwen2-VL's own markup: system and user turns, pictures as placeholders that the processor expands.
