@@ -49,9 +49,9 @@ class PromptEnhancerTrainer(GRPOTrainer):
     All rewrites of an optimizer step (with `max_staleness: 1` also those of the next) are written before the first of
     them is trained on, and go to the worker at once; it renders while the policy writes on, and trains. A malformed
     completion is the policy's fault and has reward 0. A row of which the machine failed an image is left out: all its
-    rewards are NaN, which TRL excludes from the group. With `turns: 2` every other generation batch
-    revises drafts (see `with_drafts`): the reward is the gain over the draft, and a loss weighs double. `evaluate`
-    renders the held-out prompts (see [`Validation`]) instead of computing a loss.
+    rewards are NaN, which TRL excludes from the group. With `turns: 2` every other generation batch revises drafts (see
+    `with_drafts`): the reward is the gain over the draft, and a loss weighs double. `evaluate` renders the held-out
+    prompts (see [`Validation`]) instead of computing a loss.
 
     Args:
         model: as for `GRPOTrainer`.
@@ -86,9 +86,7 @@ class PromptEnhancerTrainer(GRPOTrainer):
         self.validation = self._validation_on([] if isinstance(eval_dataset, dict) else eval_dataset or [])
         self.arms: dict[int, Arm] = {}  # the outcome of each validation, by step
         self.revised_arms: dict[int, Arm] = {}  # of the second turn, if it is trained
-        self.measures_gain = bool(
-            args.log_gain or self.objective.gain_gates
-        )  # of all rewrites, not of revisions alone
+        self.measures_gain = bool(args.log_gain or self.objective.gain_gates)  # of revisions it is known anyway
         is_known = self.measures_gain or args.turns > 1
         self.gained = [spec.name for spec in rewards if is_known and spec.looks_at_images]
         self.failure_limit = FailureLimit(args.max_failed_batches)
@@ -133,7 +131,7 @@ class PromptEnhancerTrainer(GRPOTrainer):
             step, rows, drafts = self.state.global_step + index // micro_steps, self._known[index], {}
             if step < self.state.max_steps:
                 number = (step * micro_steps + index % micro_steps) // every  # of the generation batch, in the run
-                if self.args.turns > 1 and number % 2:  # before other images are asked for, which it would wait behind
+                if self.args.turns > 1 and number % 2:  # before any other images are asked for: it waits
                     rows, drafts = with_drafts(self, rows, step)
                 to_write.append((rows, step, drafts))
         for rows, step, drafts in to_write:
