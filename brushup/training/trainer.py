@@ -50,8 +50,8 @@ class PromptEnhancerTrainer(GRPOTrainer):
     them is trained on, and go to the worker at once; it renders while the policy writes on, and trains. A malformed
     completion is the policy's fault and has reward 0. A row of which the machine failed an image is left out: all its
     rewards are NaN, which TRL excludes from the group. With `turns: 2` every other generation batch revises drafts:
-    see `with_drafts`. There the reward is the gain over the draft, and a loss weighs double. `evaluate` renders the held-out
-    prompts (see [`Validation`]) instead of computing a loss.
+    see `with_drafts`. There the reward is the gain over the draft, and a loss weighs double. `evaluate` renders the
+    held-out prompts (see [`Validation`]) instead of computing a loss.
 
     Args:
         model: as for `GRPOTrainer`.
