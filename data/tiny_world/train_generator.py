@@ -14,7 +14,7 @@ from learning import DEVICE, optimize, to_tensor, train_clip_tokenizer
 
 
 TEXT_LENGTH = 24  # tokens that the text encoders read: a caption has at most 22
-BATCH, STEPS = 32, 7000
+BATCH, STEPS = 32, 4000
 
 
 def train_vae(pictures: torch.Tensor, scale: float) -> AutoencoderKL:
@@ -139,6 +139,6 @@ def train_generator(output: Path, scale: float, seed: int) -> None:
     params = list(modules.parameters())
     average = EMAModel(params, decay=0.998, foreach=True)
     steps = max(2, int(STEPS * scale))
-    optimize("generator", params, flow_loss, steps, 1.5e-3, after=lambda: average.step(params))
+    optimize("generator", params, flow_loss, steps, 5e-3, after=lambda: average.step(params))
     average.copy_to(params)
     pipeline.to(torch.float16).save_pretrained(output / "generator")

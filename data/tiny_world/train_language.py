@@ -33,10 +33,11 @@ from free_users import FreeSpeaker
 from language_losses import answer_loss, batches_of, question_loss
 from learning import DEVICE, KINDS, load_generator, optimize, part_labels, wear
 from odd_users import OddSpeaker
+from other_users import OtherSpeaker
 
 
-WAYS = (users.Speaker, FreeSpeaker, OddSpeaker)  # of speaking, of users whom pretraining hears
-REWRITE_STEPS, VISION_STEPS, JUDGE_STEPS, POLICY_STEPS = 5000, 1000, 8000, 8000
+WAYS = (users.Speaker, FreeSpeaker, OddSpeaker, OtherSpeaker)  # of speaking, of users whom pretraining hears
+REWRITE_STEPS, VISION_STEPS, JUDGE_STEPS, POLICY_STEPS = 3000, 1000, 4000, 7000
 
 
 # Qwen2-VL's own markup: system and user turns, pictures as placeholders that the processor expands.
@@ -266,7 +267,7 @@ def pretrain_vision(model: Qwen2VLForConditionalGeneration, processor: Qwen2VLPr
             total = total + F.cross_entropy(seen @ torch.stack(words).T, label)
         return total
 
-    optimize("vision", [*model.model.visual.parameters(), nothing], loss, steps, lr=2e-3)
+    optimize("vision", [*model.model.visual.parameters(), nothing], loss, steps, lr=1e-2)
 
 
 def train_judge(
@@ -296,7 +297,7 @@ def train_judge(
         prompts, answers = zip(*next(examples), strict=True)
         return answer_loss(model, processor, [build_messages(prompt)[1:] for prompt in prompts], list(answers))
 
-    optimize("rewriting", params, rewriting_loss, max(2, int(REWRITE_STEPS * scale)), lr=2e-3)
+    optimize("rewriting", params, rewriting_loss, max(2, int(REWRITE_STEPS * scale)), lr=4e-3)
     pretrain_vision(model, processor, max(2, int(VISION_STEPS * scale)), rng)
     steps = max(2, int(JUDGE_STEPS * scale))
     wait_for_generator()
@@ -311,7 +312,7 @@ def train_judge(
             at_half()
 
     loss = functools.partial(picture_loss, model, processor, 24, generated, rng)
-    optimize("judge", params, loss, steps, lr=1e-3, after=start_the_policy)
+    optimize("judge", params, loss, steps, lr=3e-3, after=start_the_policy)
     processor.save_pretrained(output / "judge")
     model.half().save_pretrained(output / "judge")
 
@@ -350,6 +351,6 @@ def train_policy(output: Path, scale: float, seed: int) -> None:
         error = answer_loss(model, processor, messages, list(answers))
         return error if kind else error + picture_loss(model, processor, 6, generated, rng)
 
-    optimize("policy", list(model.parameters()), loss, steps, lr=1e-3, after=look_at_drafts)
+    optimize("policy", list(model.parameters()), loss, steps, lr=3e-3, after=look_at_drafts)
     model.half().save_pretrained(output / "policy")
     processor.save_pretrained(output / "policy")

@@ -17,7 +17,7 @@ from learning import DEVICE, KINDS, optimize, part_labels, to_tensor, train_clip
 
 
 TEXT_LENGTH = 64  # tokens: the longest user prompts have more
-VISION_STEPS, STEPS = 600, 4000
+VISION_STEPS, STEPS = 500, 3000
 
 
 def pretrain_clip_vision(model: open_clip.CLIP, normalize: Callable, steps: int, rng: random.Random) -> None:
@@ -34,7 +34,7 @@ def pretrain_clip_vision(model: open_clip.CLIP, normalize: Callable, steps: int,
         return sum(F.cross_entropy(found.mT, wanted) for found, wanted in zip(logits, labels, strict=True))
 
     model.visual.output_tokens = True
-    optimize("vision", [*model.visual.parameters(), *head.parameters()], loss, steps, lr=2e-3)
+    optimize("vision", [*model.visual.parameters(), *head.parameters()], loss, steps, lr=1e-2)
     model.visual.output_tokens = False
 
 
@@ -94,7 +94,7 @@ def train_scorer(output: Path, scale: float, seed: int) -> None:
 
     pretrain_clip_vision(model, normalize, max(2, int(VISION_STEPS * scale)), rng)
     steps = max(2, int(STEPS * scale))
-    optimize("scorer", list(model.parameters()), clip_loss, steps, lr=1.5e-3, after=limit_scale)
+    optimize("scorer", list(model.parameters()), clip_loss, steps, lr=4e-3, after=limit_scale)
     folder = output / "scorer"
     folder.mkdir(parents=True, exist_ok=True)
     weights = {name: value.half().contiguous() for name, value in model.state_dict().items()}

@@ -15,6 +15,7 @@ import world
 from free_users import FreeSpeaker
 from odd_users import OddSpeaker
 from odd_words import EMOJI
+from other_users import OtherSpeaker
 
 
 ICONS = "".join(icon for icons in EMOJI.values() for icon in icons.values())
@@ -167,7 +168,7 @@ def test_a_caption_says_its_scene_and_no_near_one():
         assert not rewrites.says(world.caption(world.near_scene(scene, rng)), scene)
 
 
-@pytest.mark.parametrize("way", [FreeSpeaker, OddSpeaker])
+@pytest.mark.parametrize("way", [FreeSpeaker, OddSpeaker, OtherSpeaker])
 def test_users_whom_pretraining_hears_say_what_they_mean(way):
     rng = random.Random(0)
     for _ in range(500):
