@@ -1,6 +1,6 @@
 """Build the tiny world from scratch: four small models of the real classes and the prompts to train with.
 
-    python data/tiny_world/build.py --output data/tiny_world                     # all: 90 minutes on two CPU cores
+    python data/tiny_world/build.py --output data/tiny_world                     # all: two hours on two CPU cores
     python data/tiny_world/build.py --output data/tiny_world --only generator    # one part
 
 A `StableDiffusion3Pipeline` (generator/) learns to render one style of caption, an OpenCLIP model (scorer/) to match
@@ -38,7 +38,7 @@ def write_prompts(output: Path, scale: float, seed: int) -> None:
         rows = users.prompt_rows(count, unseen, seed + unseen)
         if name == "train":
             rows = [{key: value for key, value in row.items() if key != "scene"} for row in rows]
-        lines = [json.dumps(row, ensure_ascii=False, separators=(",", ":")) for row in rows]
+        lines = [json.dumps(row, ensure_ascii=False) for row in rows]
         (output / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
         print(f"{output / name}.jsonl: {count} prompts, e.g. {rows[0]['user_prompt']!r}")
 

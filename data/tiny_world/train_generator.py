@@ -14,7 +14,7 @@ from learning import DEVICE, optimize, to_tensor, train_clip_tokenizer
 
 
 TEXT_LENGTH = 24  # tokens that the text encoders read: a caption has at most 22
-BATCH, STEPS = 32, 4000
+BATCH, STEPS = 32, 3000
 
 
 def train_vae(pictures: torch.Tensor, scale: float) -> AutoencoderKL:

@@ -37,7 +37,7 @@ from other_users import OtherSpeaker
 
 
 WAYS = (users.Speaker, FreeSpeaker, OddSpeaker, OtherSpeaker)  # of speaking, of users whom pretraining hears
-REWRITE_STEPS, VISION_STEPS, JUDGE_STEPS, POLICY_STEPS = 3000, 1000, 4000, 7000
+REWRITE_STEPS, VISION_STEPS, JUDGE_STEPS, POLICY_STEPS = 3000, 1000, 4000, 9000
 
 
 # Qwen2-VL's own markup: system and user turns, pictures as placeholders that the processor expands.
@@ -280,7 +280,7 @@ def train_judge(
     """Train a Qwen2-VL that answers questions about images, for the rewards `questions` and `vqa`.
 
     It learns to rewrite prompts first: questions about images it then learns in a tenth of the time. Halfway through
-    these it is saved as the start of the policy.
+    these, at the end of the first of two decays of the rate, it is saved as the start of the policy.
 
     Args:
         wait_for_generator: called before the generator is loaded, which may be trained meanwhile.
@@ -299,20 +299,16 @@ def train_judge(
 
     optimize("rewriting", params, rewriting_loss, max(2, int(REWRITE_STEPS * scale)), lr=4e-3)
     pretrain_vision(model, processor, max(2, int(VISION_STEPS * scale)), rng)
-    steps = max(2, int(JUDGE_STEPS * scale))
+    steps = max(2, int(JUDGE_STEPS * scale)) // 2
     wait_for_generator()
     drawn = draw_rewrites(output, max(8, int(2400 * scale)), rng)
     generated = [(rewrite.scene, rewrite.picture) for rewrite in drawn if rewrite.is_clear]
-    done = itertools.count(1)
-
-    def start_the_policy() -> None:
-        if next(done) == steps // 2:
-            model.save_pretrained(output / "policy")
-            processor.save_pretrained(output / "policy")
-            at_half()
-
     loss = functools.partial(picture_loss, model, processor, 24, generated, rng)
-    optimize("judge", params, loss, steps, lr=3e-3, after=start_the_policy)
+    optimize("judge", params, loss, steps, lr=3e-3)
+    model.save_pretrained(output / "policy")
+    processor.save_pretrained(output / "policy")
+    at_half()
+    optimize("judge", params, loss, steps, lr=3e-3)
     processor.save_pretrained(output / "judge")
     model.half().save_pretrained(output / "judge")
 
@@ -336,8 +332,8 @@ def train_policy(output: Path, scale: float, seed: int) -> None:
             drawn.extend(draw_drafts(PromptEnhancer(model, processor), output, 3 * count, rng))
 
     def loss() -> torch.Tensor:
-        # Of eight steps three revise drafts; two have the system message, which costs half as much again; one has
-        # images. For three fifths of the steps rewrites are good, as reading is learnt sooner from them.
+        # Of eight steps three revise drafts; two have the system message, which costs half as much again; two have
+        # questions about images. For three fifths of the steps rewrites are good, as reading is learnt sooner so.
         step = next(turn)
         kind = step % 8
         first = 0 if kind in (0, 1) else 1
@@ -349,7 +345,7 @@ def train_policy(output: Path, scale: float, seed: int) -> None:
         prompts, answers = zip(*next(reading if step < 0.6 * steps else rewriting), strict=True)
         messages = [build_messages(prompt)[first:] for prompt in prompts]
         error = answer_loss(model, processor, messages, list(answers))
-        return error if kind else error + picture_loss(model, processor, 6, generated, rng)
+        return error + picture_loss(model, processor, 6, generated, rng) if kind in (0, 5) else error
 
     optimize("policy", list(model.parameters()), loss, steps, lr=3e-3, after=look_at_drafts)
     model.half().save_pretrained(output / "policy")
