@@ -7,7 +7,7 @@ A `StableDiffusion3Pipeline` (generator/) learns to render one style of caption,
 images with every style, a `Qwen2VLForConditionalGeneration` (judge/) to answer questions about images, and from there
 another (policy/) to answer with rewrites of mixed quality, so that GRPO has something to improve. Each has a program
 of its own; at the end all are loaded from disk and measured; the report goes to README.md in the output folder. A GPU
-is used when there is one.
+is used when there is one. PyTorch 2.9 or newer, for its Muon.
 """
 
 import argparse
