@@ -292,9 +292,15 @@ class OtherSpeaker(odd_users.OddSpeaker):
         self.ground = scene["background"]
         self.frame = "whole" if self.ground and self.rng.random() < 0.4 else ""
         body = self._parts(scene)[0] if self.frame else super()._draft(scene | {"background": None})
-        text = self._say(self.frame or "{body}", body=body.removeprefix(": ")).replace("↵", "\n").replace(" : ", ": ")
-        text = re.sub(r"(^|[,.;:=!?~\n-]) *: ", r"\1 ", text).strip()
-        text = re.sub(r"[\s,.]*\bnot on \w+$|,(?=\s*([,.;:!?)\n]|$))| +(?=[,\n])|(?<=\n) +", "", text)
-        text = re.sub(r"([?!])\.|(?<!\.)\.\.(?!\.)", lambda found: found[1] or ".", text)
-        text = re.sub(r"a/n (?=\W*(\w))", lambda found: "an " if found[1] in "aeiou" else "a ", text)
-        return re.sub(r"\b(left|right|위|아래) (top|bottom|왼쪽|오른쪽)\b", r"\2 \1", text)
+        text = tidied(self._say(self.frame or "{body}", body=body.removeprefix(": ")))
+        return re.sub(r"[\s,.]*\bnot on \w+$", "", text)
+
+
+def tidied(text: str) -> str:
+    """Return a prompt with its marks, spaces, articles and line breaks in order."""
+    text = text.replace("↵", "\n").replace(" : ", ": ")
+    text = re.sub(r"(^|[,.;:=!?~\n-]) *: ", r"\1 ", text).strip()
+    text = re.sub(r",(?=\s*([,.;:!?)\n]|$))| +(?=[,\n])|(?<=\n) +", "", text)
+    text = re.sub(r"([?!])\.|(?<!\.)\.\.(?!\.)", lambda found: found[1] or ".", text)
+    text = re.sub(r"a/n (?=\W*(\w))", lambda found: "an " if found[1] in "aeiou" else "a ", text)
+    return re.sub(r"\b(left|right|위|아래) (top|bottom|왼쪽|오른쪽)\b", r"\2 \1", text)

@@ -34,9 +34,11 @@ from language_losses import answer_loss, batches_of, question_loss
 from learning import DEVICE, KINDS, load_generator, optimize, part_labels, wear
 from odd_users import OddSpeaker
 from other_users import OtherSpeaker
+from pattern_users import PatternSpeaker
 
 
-WAYS = (users.Speaker, FreeSpeaker, OddSpeaker, OtherSpeaker)  # of speaking, of users whom pretraining hears
+WAYS = (users.Speaker, FreeSpeaker, OddSpeaker, OtherSpeaker)  # of speaking, of users whom the judge hears at first
+POLICY_WAYS = (*WAYS, users.Speaker, *[PatternSpeaker] * 3)
 REWRITE_STEPS, VISION_STEPS, JUDGE_STEPS, POLICY_STEPS = 3000, 1000, 4000, 9000
 
 
@@ -50,10 +52,10 @@ CHAT_TEMPLATE = """{% for message in messages %}<|im_start|>{{ message['role'] }
 DESCRIBE = "Describe this picture."
 
 
-def rewrite_example(rng: random.Random, mixed: bool) -> tuple[str, str]:
-    """Return a user prompt, in any of the `WAYS`, and a rewrite, good or of mixed quality."""
+def rewrite_example(rng: random.Random, mixed: bool, ways: tuple[type, ...] = WAYS) -> tuple[str, str]:
+    """Return a user prompt, in any of the ways of speaking, and a rewrite, good or of mixed quality."""
     scene = world.random_scene(rng)
-    prompt, said, spoken = _asked(scene, rng)
+    prompt, said, spoken = _asked(scene, rng, ways)
     return prompt, rewrites.mixed_rewrite(scene, said, spoken, rng) if mixed else world.caption(scene)
 
 
@@ -130,10 +132,10 @@ def with_pictures(drawn: list[Drawn], output: Path) -> list[Drawn]:
     return [replace(rewrite, picture=picture) for rewrite, picture in zip(drawn, pictures, strict=True)]
 
 
-def _asked(scene: dict, rng: random.Random) -> tuple[str, dict, dict[str, str]]:
+def _asked(scene: dict, rng: random.Random, ways: tuple[type, ...] = POLICY_WAYS) -> tuple[str, dict, dict[str, str]]:
     """Return the prompt of a user who means the scene, what it says of the scene, and the user's words."""
     category = rng.choice((*users.CATEGORIES, "korean", "korean"))
-    return users.spoken_prompt(scene, category, rng, rng.choice((True, False)), rng.choice(WAYS))
+    return users.spoken_prompt(scene, category, rng, rng.choice((True, False)), rng.choice(ways))
 
 
 def revision_example(drawn: list[Drawn], rng: random.Random) -> tuple[str, Draft, str]:
@@ -323,8 +325,8 @@ def train_policy(output: Path, scale: float, seed: int) -> None:
     drawn = draw_rewrites(output, count, rng)
     generated = [(rewrite.scene, rewrite.picture) for rewrite in drawn if rewrite.is_clear]
     turn, done = itertools.count(), itertools.count(1)
-    reading = batches_of(lambda: rewrite_example(rng, mixed=False), 64, processor.tokenizer, rng)
-    rewriting = batches_of(lambda: rewrite_example(rng, mixed=True), 64, processor.tokenizer, rng)
+    reading = batches_of(lambda: rewrite_example(rng, False, POLICY_WAYS), 64, processor.tokenizer, rng)
+    rewriting = batches_of(lambda: rewrite_example(rng, True, POLICY_WAYS), 64, processor.tokenizer, rng)
     to_revise = batches_of(lambda: revision_example(drawn, rng), 32, processor.tokenizer, rng)
 
     def look_at_drafts() -> None:  # of the policy itself, halfway, when it can write

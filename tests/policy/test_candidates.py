@@ -30,7 +30,7 @@ def candidates(*scores: dict[str, float] | str) -> list[Candidate]:
     ]
 
 
-def test_the_picked_one_is_a_rewrite_only_if_that_gains(enhancer):
+def test_the_picked_one_is_a_rewrite_only_if_that_gains(enhancer, monkeypatch):
     rewrite, other = enhancer.enhance(PROMPTS, best_of=8, worker=REWRITE_WINS, temperature=1.5)
     likeliest = enhancer.enhance(PROMPTS[0])
     assert rewrite.prompt == likeliest.prompt == rewrite.candidates[1].prompt != PROMPTS[0] and not rewrite.kept
@@ -38,6 +38,7 @@ def test_the_picked_one_is_a_rewrite_only_if_that_gains(enhancer):
     assert rewrite.reason == "rewrite 1: total 0.900 against 0.100, clip 0.900 against 0.100 of your prompt"
     assert len({candidate.prompt for candidate in rewrite.candidates}) == len(rewrite.candidates) > 2
     assert other.user_prompt == PROMPTS[1]
+    monkeypatch.setattr(enhancer, "_answer", lambda requests, *_, **__: [("first", "first")] * len(requests))
     kept = enhancer.enhance(PROMPTS[0], best_of=4, worker=OWN_COPY_WINS)
     assert kept.prompt == PROMPTS[0] and kept.kept and kept.reason == "your prompt: no other has more than its 0.900"
     assert kept.answer == ""

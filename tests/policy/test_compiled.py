@@ -42,7 +42,7 @@ def test_training_and_validation_compile_once_for_each_batch_size(tmp_path, comp
 
 
 def test_the_same_is_written(enhancer, compiled_on_cpu, monkeypatch, capsys):
-    prompts = load_prompts(str(TINY_WORLD / "validation.jsonl"))["user_prompt"][:18]
+    prompts = sorted(load_prompts(str(TINY_WORLD / "validation.jsonl"))["user_prompt"], key=len)[:18]  # one cache size
     compiled = enhancer.enhance(prompts, batch_size=4)
     assert counters["stats"]["unique_graphs"] == 1
     said = capsys.readouterr()

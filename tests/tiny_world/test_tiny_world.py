@@ -16,6 +16,7 @@ from free_users import FreeSpeaker
 from odd_users import OddSpeaker
 from odd_words import EMOJI
 from other_users import OtherSpeaker
+from pattern_users import PatternSpeaker, kind_of
 
 
 ICONS = "".join(icon for icons in EMOJI.values() for icon in icons.values())
@@ -168,7 +169,7 @@ def test_a_caption_says_its_scene_and_no_near_one():
         assert not rewrites.says(world.caption(world.near_scene(scene, rng)), scene)
 
 
-@pytest.mark.parametrize("way", [FreeSpeaker, OddSpeaker, OtherSpeaker])
+@pytest.mark.parametrize("way", [FreeSpeaker, OddSpeaker, OtherSpeaker, PatternSpeaker])
 def test_users_whom_pretraining_hears_say_what_they_mean(way):
     rng = random.Random(0)
     for _ in range(500):
@@ -179,6 +180,18 @@ def test_users_whom_pretraining_hears_say_what_they_mean(way):
         if category in ("plain", "order", "terse", "polite"):  # no slips, no capitals
             shapes = {group["shape"] for group in said["objects"]} - {None}
             assert shapes <= {*spoken} or any(icon in prompt for icon in ICONS), prompt
+
+
+def test_a_pattern_tells_which_scenes_it_is_for():
+    assert kind_of("{a_n} {a_shape}, {a_color}, on {bg}") == ((1, False, {"shape", "color"}, True), set())
+    assert kind_of("the {a_color} {a_shape} on {bg}") == ((1, False, {"shape", "color"}, True), {"a"})
+    assert kind_of("{b}? {b_to_a} {a}, and {a_ref} is {a_side_c} of {c}") == ((3, True, None, False), set())
+    for wrong in ("{b} on {bg}", "{a} and {b}, {a_to_c} {c}", "{a}, {b} and {c}, {a_to_b} it", "a page, all {bg}"):
+        with pytest.raises(ValueError, match="groups or places are left out"):
+            kind_of(wrong)
+    for wrong in ("{a_size} {a_shape}, {b_shape}", "{a} and a {b_color} {b_shape}", "{a}, {a_color}", "{a_n} of {b}"):
+        with pytest.raises(ValueError, match="not the same looks of all groups"):
+            kind_of(wrong)
 
 
 def test_the_policy_learns_from_rewrites_of_mixed_quality():
@@ -195,9 +208,10 @@ def test_the_policy_learns_from_rewrites_of_mixed_quality():
 
 
 def shipped_files():
-    """The built files in the repository, without the programs that build them, and the prompts written by hand."""
+    """The built files in the repository, without the programs that build them, and the prompts and patterns."""
     files = [file for file in TINY_WORLD.rglob("*") if file.is_file() and file.suffix not in (".py", ".pyc")]
-    return {str(file.relative_to(TINY_WORLD)) for file in files} - {"hand_written.jsonl"}
+    written = {"hand_written.jsonl", "patterns_en.txt", "patterns_ko.txt"}
+    return {str(file.relative_to(TINY_WORLD)) for file in files} - written
 
 
 def test_the_folder_is_small():
