@@ -25,7 +25,7 @@ import torch
 
 import users
 from brushup.console import quiet_libraries
-from learning import DEVICE
+from learning import DEVICE, RANK
 from measure import measure
 from train_generator import train_generator
 from train_language import train_judge, train_policy
@@ -71,7 +71,8 @@ Made by `python data/tiny_world/build.py --output data/tiny_world --seed {seed}`
 - `scorer/`: an OpenCLIP model that understands that style and users' words, English and Korean.
 - `train.jsonl`, `validation.jsonl`: users' prompts. Each of validation asks for a pair of colour and shape that no
   training prompt asks for; a third of its words and patterns are in no training prompt, either.
-- `hand_written.jsonl`: 60 prompts that no pattern made.
+- `hand_written.jsonl`, `hand_written_2.jsonl`: 60 prompts each that no pattern made.
+- `patterns_en.txt`, `patterns_ko.txt`: whole prompts with slots, by thirteen writers, for the policy's pretraining.
 
 ![real pictures above, the generator's below](pictures.png)
 
@@ -97,7 +98,7 @@ def build_all(arguments: argparse.Namespace) -> dict[str, float]:
     """Build all parts in two processes, half of the cores each: the models of images, and those of language.
 
     The judge needs the generator after a third of its training, and waits for it. Halfway through its questions it is
-    the start of the policy, which is trained beside the rest of them.
+    the start of the policy, which two more processes train beside the rest of them (one on a GPU).
 
     Returns:
         The seconds that each part took.
@@ -108,7 +109,9 @@ def build_all(arguments: argparse.Namespace) -> dict[str, float]:
 
     def build_beside(part: str) -> float:
         start, environment = time.time(), os.environ | {"OMP_NUM_THREADS": str(threads)}
-        subprocess.run([sys.executable, __file__, *settings, "--only", part], env=environment, check=True)
+        processes = 2 if part == "policy" and DEVICE == "cpu" else 1
+        launch = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2") if processes == 2 else ()
+        subprocess.run([sys.executable, *launch, __file__, *settings, "--only", part], env=environment, check=True)
         return time.time() - start
 
     seconds = {"prompts": build(arguments, "prompts")}
@@ -144,7 +147,8 @@ def main() -> None:
         build(arguments, arguments.only)
     else:
         seconds = build_all(arguments) | {"all": time.time() - start}
-    compact_tokenizers(arguments.output)
+    if RANK == 0:
+        compact_tokenizers(arguments.output)
     if not arguments.only:
         write_report(arguments.output, arguments.scale, arguments.seed, seconds)
 

@@ -11,15 +11,17 @@ from transformers import DynamicCache, Qwen2Tokenizer, Qwen2VLForConditionalGene
 from learning import DEVICE
 
 
-def batches_of(
-    example: Callable[[], tuple], size: int, tokenizer: Qwen2Tokenizer, rng: random.Random
-) -> Iterator[list[tuple]]:
-    """Yield batches of examples of like length; an example begins with its user prompt and ends with the answer."""
+def batches_of(example: Callable[[], tuple], size: int, tokenizer: Qwen2Tokenizer) -> Iterator[list[tuple]]:
+    """Yield batches of examples of like length; an example begins with its user prompt and ends with the answer.
+
+    Processes that train one model have long batches at the same time, so that they don't wait for each other.
+    """
+    order = random.Random(0)
     while True:
         examples = [example() for _ in range(16 * size)]
         examples.sort(key=lambda example: len(tokenizer(example[0] + example[-1]).input_ids))
         batches = [examples[start : start + size] for start in range(0, len(examples), size)]
-        rng.shuffle(batches)
+        order.shuffle(batches)
         yield from batches
 
 

@@ -1,5 +1,6 @@
 """What the programs that train the tiny models share: the loop, images as tensors, what a part of an image shows."""
 
+import os
 import random
 import string
 import time
@@ -9,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image, ImageFilter
+from torch import distributed
+from torch.nn.utils import clip_grad_norm_, parameters_to_vector, vector_to_parameters
 from torch.optim.lr_scheduler import OneCycleLR
 from torchvision.transforms.functional import pil_to_tensor
 from transformers import CLIPTokenizer
@@ -19,6 +22,7 @@ from brushup.config import RenderConfig
 from brushup.render.renderer import Renderer
 
 
+RANK, RANKS = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))  # of processes that train one model
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 if DEVICE == "cpu":  # with so few tokens, the gradient of fused attention takes five times as long as the plain one
     torch.backends.cuda.enable_flash_sdp(False)
@@ -56,7 +60,8 @@ def optimize(
     for step in range(1, steps + 1):
         loss = loss_of_batch()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(params, 1.0)
+        average_gradients(params)
+        clip_grad_norm_(params, 1.0)
         for optimizer, schedule in zip(optimizers, schedules, strict=True):
             optimizer.step()
             optimizer.zero_grad()
@@ -64,10 +69,22 @@ def optimize(
         if after:
             after()
         recent.append(loss.item())
-        if step % max(1, steps // 20) == 0:
+        if step % max(1, steps // 20) == 0 and RANK == 0:
             mean = sum(recent) / len(recent)
             print(f"{name:>10} {step:5d}/{steps}  loss {mean:.4f}  {time.time() - start:4.0f} s", flush=True)
             recent = []
+
+
+def average_gradients(params: list) -> None:
+    """Replace the gradients by their means over the processes that train one model, each on batches of its own."""
+    if RANKS == 1:
+        return
+    if not distributed.is_initialized():
+        distributed.init_process_group("gloo")
+    gradients = [param.grad for param in params if param.grad is not None]
+    total = parameters_to_vector(gradients)
+    distributed.all_reduce(total)
+    vector_to_parameters(total / RANKS, gradients)
 
 
 def to_tensor(images: list[Image.Image]) -> torch.Tensor:

@@ -30,6 +30,32 @@ def _sloppy(scene: dict, said: dict, spoken: dict[str, str], rng: random.Random)
     return text + (f", {rng.choice(FLOURISHES)}" if rng.random() < 0.2 else "")
 
 
+def in_order_of_mention(scene: dict, prompt: str, spoken: dict[str, str]) -> dict:
+    """Return the scene with its groups as the prompt has them: by the first word that is of one group alone.
+
+    Then a rewrite can be written as the prompt is read. The first of three groups stays first if places are said, as
+    the others are told from it; a scene of which a group has no such word (a typo, a symbol) stays as it is.
+    """
+    groups, places = scene["objects"], []
+    for group in groups:
+        others = {value for other in groups if other is not group for value in other.values()}
+        words = [spoken[value] for value in group.values() if value in spoken and value not in others]
+        found = [re.search(rf"(?<![a-z]){re.escape(word)}", prompt, re.IGNORECASE) for word in words]
+        places.append(min((match.start() for match in found if match), default=None))
+    if None in places:
+        return scene
+    anchored = len(scene["relations"]) == 2
+    order = sorted(range(len(groups)), key=lambda index: (anchored and index > 0, places[index]))
+    relations = []
+    for first, relation, second in scene["relations"]:
+        first, second = order.index(first), order.index(second)
+        if first > second:
+            first, relation, second = second, world.RELATIONS[relation][0], first
+        relations.append([first, relation, second])
+    relations.sort(key=lambda row: row[2])
+    return scene | {"objects": [groups[index] for index in order], "relations": relations}
+
+
 def mixed_rewrite(scene: dict, said: dict, spoken: dict[str, str], rng: random.Random) -> str:
     """Return an answer of mixed quality; one in twelve is wrapped in chatter, one in seventy is empty.
 

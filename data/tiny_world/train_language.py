@@ -31,15 +31,15 @@ from brushup.rewards.image_text_model import DOES_IT_SHOW
 from brushup.rewards.questions import ASK
 from free_users import FreeSpeaker
 from language_losses import answer_loss, batches_of, question_loss
-from learning import DEVICE, KINDS, load_generator, optimize, part_labels, wear
+from learning import DEVICE, KINDS, RANK, RANKS, load_generator, optimize, part_labels, wear
 from odd_users import OddSpeaker
 from other_users import OtherSpeaker
 from pattern_users import PatternSpeaker
 
 
-WAYS = (users.Speaker, FreeSpeaker, OddSpeaker, OtherSpeaker)  # of speaking, of users whom the judge hears at first
-POLICY_WAYS = (*WAYS, users.Speaker, *[PatternSpeaker] * 3)
-REWRITE_STEPS, VISION_STEPS, JUDGE_STEPS, POLICY_STEPS = 3000, 1000, 4000, 9000
+# Ways of speaking, of users whom pretraining hears: a quarter speak as the training prompts do.
+WAYS = (*[users.Speaker] * 2, FreeSpeaker, OddSpeaker, OtherSpeaker, *[PatternSpeaker] * 3)
+REWRITE_STEPS, VISION_STEPS, JUDGE_STEPS, POLICY_STEPS, EYES_STEPS = 3000, 1000, (2000, 2500), 6000, 400
 
 
 # Qwen2-VL's own markup: system and user turns, pictures as placeholders that the processor expands.
@@ -52,10 +52,9 @@ CHAT_TEMPLATE = """{% for message in messages %}<|im_start|>{{ message['role'] }
 DESCRIBE = "Describe this picture."
 
 
-def rewrite_example(rng: random.Random, mixed: bool, ways: tuple[type, ...] = WAYS) -> tuple[str, str]:
-    """Return a user prompt, in any of the ways of speaking, and a rewrite, good or of mixed quality."""
-    scene = world.random_scene(rng)
-    prompt, said, spoken = _asked(scene, rng, ways)
+def rewrite_example(rng: random.Random, mixed: bool) -> tuple[str, str]:
+    """Return a user prompt, in any of the `WAYS`, and a rewrite, good or of mixed quality."""
+    scene, prompt, said, spoken = _asked(world.random_scene(rng), rng)
     return prompt, rewrites.mixed_rewrite(scene, said, spoken, rng) if mixed else world.caption(scene)
 
 
@@ -113,6 +112,7 @@ def draw_rewrites(output: Path, count: int, rng: random.Random) -> list[Drawn]:
     for index in range(count):
         scene = world.random_scene(rng)
         prompt, said, spoken = users.spoken_prompt(scene, rng.choice(users.CATEGORIES), rng, held_out=True)
+        scene = rewrites.in_order_of_mention(scene, prompt, spoken)
         answer = world.caption(scene) if index % 3 else rewrites.mixed_rewrite(scene, said, spoken, rng)
         drawn.append(Drawn(scene, prompt, said, spoken, parse_answer(answer, prompt) or prompt))
     return with_pictures(drawn, output)
@@ -120,7 +120,7 @@ def draw_rewrites(output: Path, count: int, rng: random.Random) -> list[Drawn]:
 
 def draw_drafts(enhancer: PromptEnhancer, output: Path, count: int, rng: random.Random) -> list[Drawn]:
     """Return images of the policy's likeliest rewrites: a prompt that it misreads once it learns to read again."""
-    asked = [(scene, *_asked(scene, rng)) for scene in (world.random_scene(rng) for _ in range(count))]
+    asked = [_asked(world.random_scene(rng), rng) for _ in range(count)]
     written = enhancer.enhance([prompt for _, prompt, _, _ in asked], max_new_tokens=32, batch_size=64)
     return with_pictures([Drawn(*a, w.prompt) for a, w in zip(asked, written, strict=True)], output)
 
@@ -132,10 +132,12 @@ def with_pictures(drawn: list[Drawn], output: Path) -> list[Drawn]:
     return [replace(rewrite, picture=picture) for rewrite, picture in zip(drawn, pictures, strict=True)]
 
 
-def _asked(scene: dict, rng: random.Random, ways: tuple[type, ...] = POLICY_WAYS) -> tuple[str, dict, dict[str, str]]:
-    """Return the prompt of a user who means the scene, what it says of the scene, and the user's words."""
+def _asked(scene: dict, rng: random.Random) -> tuple[dict, str, dict, dict]:
+    """Return the scene in the order of the prompt, the prompt of a user who means it, what the prompt says of it, and
+    the user's words."""
     category = rng.choice((*users.CATEGORIES, "korean", "korean"))
-    return users.spoken_prompt(scene, category, rng, rng.choice((True, False)), rng.choice(ways))
+    prompt, said, spoken = users.spoken_prompt(scene, category, rng, rng.choice((True, False)), rng.choice(WAYS))
+    return rewrites.in_order_of_mention(scene, prompt, spoken), prompt, said, spoken
 
 
 def revision_example(drawn: list[Drawn], rng: random.Random) -> tuple[str, Draft, str]:
@@ -148,8 +150,8 @@ def revision_example(drawn: list[Drawn], rng: random.Random) -> tuple[str, Draft
         scene, prompt, said, spoken = draft.scene, draft.prompt, draft.said, draft.spoken
         text, picture = draft.rewrite, draft.picture
     else:
-        scene = shown = world.random_scene(rng)
-        prompt, said, spoken = _asked(scene, rng)
+        scene, prompt, said, spoken = _asked(world.random_scene(rng), rng)
+        shown = scene
         if rng.random() < 0.5:
             shown = rng.choice((world.near_scene, world.near_scene, _nearer, _other))(scene, rng)
         text, picture = world.caption(shown), world.draw_scene(shown, rng)
@@ -293,7 +295,7 @@ def train_judge(
     model, processor = language_model(train_qwen_tokenizer(rng))
     params = list(model.parameters())
 
-    examples = batches_of(lambda: rewrite_example(rng, mixed=False), 64, processor.tokenizer, rng)
+    examples = batches_of(lambda: rewrite_example(rng, mixed=False), 64, processor.tokenizer)
 
     def rewriting_loss() -> torch.Tensor:  # without a system message, which would cost half as much again
         prompts, answers = zip(*next(examples), strict=True)
@@ -301,39 +303,42 @@ def train_judge(
 
     optimize("rewriting", params, rewriting_loss, max(2, int(REWRITE_STEPS * scale)), lr=4e-3)
     pretrain_vision(model, processor, max(2, int(VISION_STEPS * scale)), rng)
-    steps = max(2, int(JUDGE_STEPS * scale)) // 2
     wait_for_generator()
     drawn = draw_rewrites(output, max(8, int(2400 * scale)), rng)
     generated = [(rewrite.scene, rewrite.picture) for rewrite in drawn if rewrite.is_clear]
     loss = functools.partial(picture_loss, model, processor, 24, generated, rng)
-    optimize("judge", params, loss, steps, lr=3e-3)
+    optimize("judge", params, loss, max(1, int(JUDGE_STEPS[0] * scale)), lr=3e-3)
     model.save_pretrained(output / "policy")
     processor.save_pretrained(output / "policy")
     at_half()
-    optimize("judge", params, loss, steps, lr=3e-3)
+    optimize("judge", params, loss, max(1, int(JUDGE_STEPS[1] * scale)), lr=3e-3)
     processor.save_pretrained(output / "judge")
     model.half().save_pretrained(output / "judge")
 
 
 def train_policy(output: Path, scale: float, seed: int) -> None:
-    """Train the judge of halfway to rewrite prompts again, with mixed quality now; it learns on about images, too."""
-    set_seed(seed)
-    rng = random.Random(seed + 1)
+    """Train the judge of halfway to rewrite prompts again, with mixed quality now; it learns on about images, too.
+
+    Several processes (`RANKS`) train one policy.
+    """
+    set_seed(seed + RANK)
+    rng = random.Random(seed + 1 + RANK)
     model = Qwen2VLForConditionalGeneration.from_pretrained(output / "policy", dtype=torch.float32).to(DEVICE)
     processor = AutoProcessor.from_pretrained(output / "policy")
-    count, steps = max(8, int(1200 * scale)), max(2, int(POLICY_STEPS * scale))
+    params, steps = list(model.parameters()), max(2, int(POLICY_STEPS * scale))
+    count = max(8, int(1200 * scale) // RANKS)
     drawn = draw_rewrites(output, count, rng)
     generated = [(rewrite.scene, rewrite.picture) for rewrite in drawn if rewrite.is_clear]
     turn, done = itertools.count(), itertools.count(1)
-    reading = batches_of(lambda: rewrite_example(rng, False, POLICY_WAYS), 64, processor.tokenizer, rng)
-    rewriting = batches_of(lambda: rewrite_example(rng, True, POLICY_WAYS), 64, processor.tokenizer, rng)
-    to_revise = batches_of(lambda: revision_example(drawn, rng), 32, processor.tokenizer, rng)
+    reading = batches_of(lambda: rewrite_example(rng, mixed=False), 64, processor.tokenizer)
+    rewriting = batches_of(lambda: rewrite_example(rng, mixed=True), 64, processor.tokenizer)
+    to_revise = batches_of(lambda: revision_example(drawn, rng), 32, processor.tokenizer)
 
     def look_at_drafts() -> None:  # of the policy itself, halfway, when it can write
         if next(done) == steps // 2:
             drawn.extend(draw_drafts(PromptEnhancer(model, processor), output, 3 * count, rng))
 
-    def loss() -> torch.Tensor:
+    def loss(images: int = 0) -> torch.Tensor:
         # Of eight steps three revise drafts; two have the system message, which costs half as much again; two have
         # questions about images. For three fifths of the steps rewrites are good, as reading is learnt sooner so.
         step = next(turn)
@@ -343,12 +348,17 @@ def train_policy(output: Path, scale: float, seed: int) -> None:
             prompts, drafts, answers = zip(*next(to_revise), strict=True)
             asked = zip(prompts, drafts, strict=True)
             messages = [ask(processor, prompt, draft=draft)[first:] for prompt, draft in asked]
-            return answer_loss(model, processor, messages, list(answers), [draft.image for draft in drafts])
-        prompts, answers = zip(*next(reading if step < 0.6 * steps else rewriting), strict=True)
-        messages = [build_messages(prompt)[first:] for prompt in prompts]
-        error = answer_loss(model, processor, messages, list(answers))
-        return error + picture_loss(model, processor, 6, generated, rng) if kind in (0, 5) else error
+            error = answer_loss(model, processor, messages, list(answers), [draft.image for draft in drafts])
+        else:
+            prompts, answers = zip(*next(reading if step < 0.6 * steps else rewriting), strict=True)
+            messages = [build_messages(prompt)[first:] for prompt in prompts]
+            error = answer_loss(model, processor, messages, list(answers))
+            images = images or (6 if kind in (0, 5) else 0)
+        return error + picture_loss(model, processor, images, generated, rng) if images else error
 
-    optimize("policy", list(model.parameters()), loss, steps, lr=3e-3, after=look_at_drafts)
-    model.half().save_pretrained(output / "policy")
-    processor.save_pretrained(output / "policy")
+    optimize("policy", params, loss, steps, lr=3e-3, after=look_at_drafts)
+    # Of so few images it has forgotten some of what the judge sees.
+    optimize("eyes", params, lambda: loss(24 // RANKS), max(1, int(EYES_STEPS * scale)), lr=2e-3)
+    if RANK == 0:
+        model.half().save_pretrained(output / "policy")
+        processor.save_pretrained(output / "policy")

@@ -17,7 +17,7 @@ from learning import DEVICE, KINDS, optimize, part_labels, to_tensor, train_clip
 
 
 TEXT_LENGTH = 64  # tokens: the longest user prompts have more
-VISION_STEPS, STEPS = 500, 2000
+VISION_STEPS, STEPS = 500, 3000
 
 
 def pretrain_clip_vision(model: open_clip.CLIP, normalize: Callable, steps: int, rng: random.Random) -> None:

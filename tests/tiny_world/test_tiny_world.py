@@ -195,6 +195,22 @@ def test_a_pattern_tells_which_scenes_it_is_for():
             kind_of(wrong)
 
 
+def test_a_rewrite_has_the_groups_in_the_order_of_the_prompt():
+    red = {"shape": "circle", "color": "red", "size": "big", "count": 1}
+    blue = {"shape": "circle", "color": "blue", "size": "big", "count": 1}
+    scene = {"objects": [red, blue], "relations": [[0, "left of", 1]], "background": "pink"}
+    spoken = {"red": "crimson", "blue": "azure", "circle": "disk", "big": "large"}
+    inverse = "one big blue circle right of one big red circle on a pink background"
+    for prompt, text in (("Azure disk, right of a crimson one", inverse), ("an ajure disk, a crimson one", None)):
+        ordered = rewrites.in_order_of_mention(scene, prompt, spoken)
+        assert world.caption(ordered) == (text or world.caption(scene))
+    rng = random.Random(0)
+    for _ in range(300):
+        scene = world.random_scene(rng)
+        prompt, said, spoken = users.spoken_prompt(scene, "plain", rng, True, PatternSpeaker)
+        assert rewrites.says(world.caption(rewrites.in_order_of_mention(scene, prompt, spoken)), said)
+
+
 def test_the_policy_learns_from_rewrites_of_mixed_quality():
     rng = random.Random(0)
     good = 0
