@@ -39,7 +39,7 @@ from pattern_users import PatternSpeaker
 
 # Ways of speaking, of users whom pretraining hears: a quarter speak as the training prompts do.
 WAYS = (*[users.Speaker] * 2, FreeSpeaker, OddSpeaker, OtherSpeaker, *[PatternSpeaker] * 3)
-REWRITE_STEPS, VISION_STEPS, JUDGE_STEPS, POLICY_STEPS, EYES_STEPS = 3000, 1000, (2000, 2500), 6000, 400
+REWRITE_STEPS, VISION_STEPS, JUDGE_STEPS, POLICY_STEPS, EYES_STEPS = 3000, 1000, (2000, 2500), 5400, 600
 
 
 # Qwen2-VL's own markup: system and user turns, pictures as placeholders that the processor expands.
