@@ -72,7 +72,7 @@ Made by `python data/tiny_world/build.py --output data/tiny_world --seed {seed}`
 - `train.jsonl`, `validation.jsonl`: users' prompts. Each of validation asks for a pair of colour and shape that no
   training prompt asks for; a third of its words and patterns are in no training prompt, either.
 - `hand_written.jsonl`, `hand_written_2.jsonl`: 60 prompts each that no pattern made.
-- `patterns_en.txt`, `patterns_ko.txt`: whole prompts with slots, by thirteen writers, for the policy's pretraining.
+- `patterns_en.txt`, `patterns_ko.txt`: whole prompts with slots, by thirteen writers, for pretraining.
 
 ![real pictures above, the generator's below](pictures.png)
 

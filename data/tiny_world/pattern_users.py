@@ -84,7 +84,7 @@ class PatternSpeaker(other_users.OtherSpeaker):
         """Return the words for a slot of a pattern."""
         if slot in NOT_IN_IT:
             used = {value for group in scene["objects"] for value in group.values()} | {scene["background"]}
-            return self._plain(self.rng.choice([name for name in NOT_IN_IT[slot] if name not in used] or ["star"]))
+            return self._plain(self.rng.choice([name for name in NOT_IN_IT[slot] if name not in used]))
         if slot in ("bg", "bg_noun"):
             return self.word(scene["background"]) if slot == "bg" else users.KOREAN_NOUNS[scene["background"]]
         if place := PLACE.fullmatch(slot):
