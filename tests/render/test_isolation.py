@@ -170,7 +170,9 @@ def test_a_scheduler_whose_noise_the_pipeline_does_not_seed_is_refused(folder, d
 # ------------------------------------------------------------------------------------------------------ the check
 
 
-@pytest.mark.parametrize("name", ["CogView4Pipeline", "LuminaPipeline", "OvisImagePipeline", "QwenImagePipeline"])
+@pytest.mark.parametrize(
+    "name", ["CogView4Pipeline", "LuminaPipeline", "QwenImagePipeline", "StableDiffusion3PAGPipeline"]
+)
 def test_rounding_in_16_bits_is_no_leak_and_hides_none(folder, name):
     call = {"num_inference_steps": 2, **BUILDERS[name][1]}
     renderer = Renderer(RenderConfig(folder(name), render_kwargs=call, render_device="cpu", render_dtype="bfloat16"))
