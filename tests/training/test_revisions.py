@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 from conftest import TINY_WORLD
@@ -173,7 +174,16 @@ def test_a_worker_that_is_gone_when_it_should_render_drafts_stops_the_run(tmp_pa
         trainer.train()
 
 
-def test_validation_asks_for_the_second_turn_too_and_keeps_a_draft_that_failed(tmp_path):
+def test_validation_asks_for_the_second_turn_too_and_keeps_a_draft_that_failed(tmp_path, monkeypatch):
+    write = PromptEnhancer._write
+
+    def write_revisions(self, requests, *args, **kwargs):  # the policy itself may keep all drafts
+        return [
+            replace(answer, prompt=f"{answer.prompt}, revised") if request.draft else answer
+            for request, answer in zip(requests, write(self, requests, *args, **kwargs), strict=True)
+        ]
+
+    monkeypatch.setattr(PromptEnhancer, "_write", write_revisions)
     path = prompt_file(tmp_path, [{"user_prompt": f"{n} lime boxes, little"} for n in ("two", "three", "1", "4")])
     held_out = load_prompts(str(path), "validation")
     first = PromptEnhancer.from_pretrained(TINY_WORLD / "policy", device="cpu").enhance(
@@ -185,6 +195,7 @@ def test_validation_asks_for_the_second_turn_too_and_keeps_a_draft_that_failed(t
     metrics = trainer.evaluate()
     drafts, revised = trainer.arms[0], trainer.revised_arms[0]
     assert drafts.prompts == [rewrite.prompt for rewrite in first]
-    assert revised.prompts[0] == drafts.prompts[0] and revised.prompts[1:] != drafts.prompts[1:]
+    assert revised.prompts[0] == drafts.prompts[0]
+    assert all(prompt.endswith(", revised") for prompt in revised.prompts[1:])
     assert metrics["eval_revised/failed"] == metrics["eval_failed"] == 1 / 4
     assert metrics["eval_revised/reward"] == pytest.approx(sum(revised.totals[1:]) / 3)
