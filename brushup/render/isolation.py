@@ -21,7 +21,7 @@ SEEDS = (1, 2)
 SMALL = 256
 STEPS = 2  # after the last step of a scheduler no noise is added: unseeded noise shows from two steps on
 # Of 255 a channel. In float32 it is the renderer's promise. In 16 bits rounding depends on the model: with tiny models
-# of 35 classes in bfloat16 on a CPU, a batch of two changed an image by 0 to 4, and other prompts in it by as much; of
+# of 35 classes in bfloat16 on a CPU, a batch of two changed an image by 0 to 4, and other prompts in it by 0 to 5; of
 # one (OvisImagePipeline) by 12 and 19. Leaks changed it by 37 to 255 where the rounding was 0 to 4. So twice the
 # rounding of this very pipeline is allowed, measured with a prompt beside itself, but no tolerance in which a leak
 # could hide: to render less at once costs only time.
